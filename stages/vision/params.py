@@ -1,0 +1,179 @@
+"""The schema of params.yaml, and `load_params()`: the whole file is checked before a stage does anything."""
+
+import difflib
+import re
+from collections.abc import Hashable
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
+
+from vision.stage import ROOT, UserError
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """A part of params.yaml: every key is required, no other key is allowed, no value is converted."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Download(Section):
+    """Where the raw data comes from."""
+
+    source: Annotated[str, Field(min_length=1)]
+
+
+class Preprocess(Section):
+    """How the training images are split and described."""
+
+    val_fraction: Annotated[float, Field(ge=0, le=0.5)]
+    train_limit: Count | None
+    normalize: Literal["per_channel", "half"]
+    samples_per_class: Annotated[int, Field(ge=1, le=50)]
+
+
+class Model(Section):
+    """The network."""
+
+    name: Literal["convnet"]
+    widths: Annotated[list[Annotated[int, Field(ge=1, le=4096)]], Field(min_length=1, max_length=4)]
+    depth: Annotated[int, Field(ge=1, le=16)]
+
+
+class Train(Section):
+    """The optimisation."""
+
+    device: Literal["auto", "cuda", "mps", "cpu"]
+    precision: Literal["auto", "fp32", "bf16", "fp16"]
+    epochs: Annotated[int, Field(ge=1, le=100_000)]
+    batch_size: Annotated[int, Field(ge=2, le=1_000_000)]
+    optimizer: Literal["muon", "sgd"]
+    lr: Positive
+    other_lr: Positive
+    momentum: Fraction
+    weight_decay: NotNegative
+    warmup: Fraction
+    label_smoothing: Fraction
+    flip: Literal["none", "random", "alternate"]
+    crop_padding: Annotated[int, Field(ge=0, le=64)]
+    patience: Count | None
+
+
+class Evaluate(Section):
+    """The test."""
+
+    batch_size: Count
+    views: Literal["one", "flip", "shift"]
+
+
+class Report(Section):
+    """The page that people look at."""
+
+    title: str
+    predictions: Annotated[int, Field(ge=1, le=500)]
+    mistakes: Annotated[int, Field(ge=1, le=500)]
+    confused_pairs: Annotated[int, Field(ge=1, le=100)]
+
+
+class Tracking(Section):
+    """MLflow."""
+
+    enabled: bool
+    experiment: Annotated[str, Field(min_length=1, max_length=250)]
+
+
+class Params(Section):
+    """All of params.yaml."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
+    download: Download
+    preprocess: Preprocess
+    model: Model
+    train: Train
+    evaluate: Evaluate
+    report: Report
+    tracking: Tracking
+
+
+def load_params(path: Path = ROOT / "params.yaml") -> Params:
+    """Read and check params.yaml.
+
+    Raises:
+        UserError: one line for each mistake in the file, all of them at once.
+    """
+    document = _read_yaml(path)
+    try:
+        return Params.model_validate(document)
+    except ValidationError as error:
+        lines = [f"{path.name}: {_explain(details)}" for details in error.errors(include_url=False)]
+        raise UserError("\n".join(lines)) from None
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that reads numbers as DVC does (YAML 1.2: `1e-3` is a number) and refuses a key given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        keys = [key.value for key, _ in node.value]
+        for position, (key, _) in enumerate(node.value):
+            if key.value in keys[:position]:
+                raise yaml.MarkedYAMLError(problem=f"key {key.value!r} is given twice", problem_mark=key.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def _read_yaml(path: Path) -> object:
+    try:
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 - a SafeLoader
+    except FileNotFoundError:
+        raise UserError(f"{path}: not found; `git checkout {path.name}` brings it back") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path.name}: not a text file (expected YAML in UTF-8)") from None
+    except yaml.MarkedYAMLError as error:
+        where = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        raise UserError(f"{path.name}: {where}{error.problem}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path.name}: not valid YAML ({' '.join(str(error).split())})") from None
+    except RecursionError:
+        raise UserError(f"{path.name}: nested too deeply") from None
+
+
+def _explain(details: ErrorDetails) -> str:
+    """One line for one pydantic error: `train.lr: must be greater than 0 (got -1)`."""
+    where = ".".join(str(part) for part in details["loc"])
+    got = f"(got {details['input']!r})"
+    context = details.get("ctx", {})
+    match details["type"]:
+        case "extra_forbidden":
+            return f"{where}: unknown key{_nearest(details['loc'])}"
+        case "missing":
+            return f"{where}: missing"
+        case "model_type" | "model_attributes_type":
+            return f"{where}: must be a section of keys {got}" if where else "must be a mapping of sections"
+        case "literal_error":
+            return f"{where}: must be {context['expected']} {got}"
+        case _:
+            message = details["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+            return f"{where}: must be {message} {got}"
+
+
+def _nearest(location: tuple[int | str, ...]) -> str:
+    """`; did you mean train.lr?` for the key at `location`, with all known keys at the end where none is near."""
+    section: type[BaseModel] = Params
+    for part in location[:-1]:
+        section = cast(type[BaseModel], section.model_fields[str(part)].annotation)
+    prefix = "".join(f"{part}." for part in location[:-1])
+    near = difflib.get_close_matches(str(location[-1]), section.model_fields, n=1, cutoff=0.5)
+    if near:
+        return f"; did you mean {prefix}{near[0]}?"
+    return f"; known here: {', '.join(section.model_fields)}"

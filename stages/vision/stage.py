@@ -1,0 +1,53 @@
+"""How a stage begins, ends and fails: a user's mistake becomes one line and a non-zero exit, never a traceback."""
+
+import resource
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+ROOT = Path(__file__).resolve().parents[2]
+"""The checkout that this code belongs to; inside `dvc exp run --temp` it is the experiment's own copy."""
+
+
+class UserError(Exception):
+    """Something that the user can put right; the message names the file or parameter, what is wrong and what to do."""
+
+
+def peak_memory() -> int:
+    """The most memory, in bytes, that this process has held in RAM so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def run_stage(main: Callable[[], None]) -> None:
+    """Run `main` as the stage named like its script, and exit with 0, 1 (an error) or 130 (interrupted)."""
+    name = Path(sys.argv[0]).stem
+    started = time.perf_counter()
+    # A polite kill unwinds like Ctrl-C, so that temporary files go and the MLflow run is closed.
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        main()
+    except UserError as error:
+        _fail(name, str(error), status=1)
+    except KeyboardInterrupt:
+        _fail(name, "interrupted; nothing was written", status=130)
+    except OSError as error:
+        if error.filename is None and error.errno is None:
+            raise
+        _fail(name, f"{error.filename or 'system'}: {error.strerror}", status=1)
+    seconds = time.perf_counter() - started
+    print(f"{name}: done in {seconds:.1f} s, peak memory {peak_memory() / 2**20:,.0f} MiB", flush=True)
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _fail(name: str, message: str, status: int) -> NoReturn:
+    for line in message.splitlines():
+        print(f"{name}: {line}", file=sys.stderr, flush=True)
+    sys.exit(status)
