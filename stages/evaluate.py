@@ -1,0 +1,92 @@
+"""Score the model on the test split, which no other stage looks at; the figures join the model's MLflow run."""
+
+import time
+
+import numpy as np
+import torch
+
+from vision import arrays, infer, scores, tracking, weights
+from vision.device import choose
+from vision.params import load_params
+from vision.progress import bar
+from vision.stage import ROOT, UserError, run_stage
+
+
+def main() -> None:
+    """models/, data/processed -> data/predictions, metrics/test.json and the tables beside it."""
+    params = load_params()
+    settings = params.evaluate
+    record = arrays.read_json(ROOT / "models/run.json")
+    model, description = weights.load(ROOT / "models")
+    stats = arrays.read_stats(ROOT / "data/processed")
+    test = arrays.read_split(ROOT / "data/processed", "test")
+    if (description.classes, description.image_shape) != (stats.classes, stats.image_shape):
+        raise UserError(f"{ROOT / 'models/model.json'}: trained on other classes or image sizes; `dvc repro -f train`")
+    try:
+        device, dtype = choose(params.train.device, params.train.precision)
+    except ValueError as error:
+        raise UserError(f"params.yaml: {error}") from None
+
+    model.to(device)
+    images = torch.tensor(test.images, device=device)
+    one_view, _ = probabilities_with_progress(model, images, dtype, settings.batch_size, "one")
+    probabilities, seconds = probabilities_with_progress(model, images, dtype, settings.batch_size, settings.views)
+
+    summary = {
+        **scores.summary(test.labels, probabilities),
+        "accuracy_one_view": scores.summary(test.labels, one_view)["accuracy"],
+        "images_per_s": len(images) / seconds,
+        "seconds": seconds,
+    }
+    arrays.write_json(ROOT / "metrics/test.json", summary)
+    write_tables(np.asarray(test.labels), probabilities, stats.classes)
+    with tracking.resumed_run(record["mlflow"]) as run:
+        run.log_metrics({f"test/{name}": value for name, value in summary.items()})
+    print(
+        f"evaluate: test accuracy {summary['accuracy']:.2%}, with one view an image {summary['accuracy_one_view']:.2%}"
+    )
+
+
+def probabilities_with_progress(
+    model: torch.nn.Module, images: torch.Tensor, dtype: torch.dtype, batch_size: int, views: infer.Views
+) -> tuple[np.ndarray, float]:
+    """Class probabilities, float32 [N, classes], and the seconds that they took."""
+    started = time.perf_counter()
+    with bar(total=len(images), unit=" images", description=f"evaluate, views: {views}") as progress_bar:
+        logits = infer.predict(model, images, batch_size, dtype, views, on_batch=progress_bar.update)
+        probabilities = logits.softmax(1).cpu().numpy()
+    return probabilities, time.perf_counter() - started
+
+
+def write_tables(labels: np.ndarray, probabilities: np.ndarray, classes: list[str]) -> None:
+    """Write the predictions, one row an image, and what is counted from them."""
+    predicted = probabilities.argmax(1)
+    with arrays.replaced_directory(ROOT / "data/predictions") as folder:
+        arrays.write_csv(
+            folder / "test.csv",
+            ["image", "actual", "predicted", *(f"p_{name}" for name in classes)],
+            (
+                (image, classes[actual], classes[best], *row)
+                for image, (actual, best, row) in enumerate(zip(labels, predicted, probabilities, strict=True))
+            ),
+        )
+    matrix = scores.confusion(labels, predicted, len(classes))
+    arrays.write_csv(
+        ROOT / "metrics/confusion_matrix.csv",
+        ["actual", *classes],
+        ([name, *row] for name, row in zip(classes, matrix.tolist(), strict=True)),
+    )
+    arrays.write_csv(
+        ROOT / "metrics/per_class.csv",
+        ["class", "precision", "recall", "f1", "images"],
+        scores.per_class(labels, predicted, classes),
+    )
+    arrays.write_csv(
+        ROOT / "metrics/calibration.csv",
+        ["confidence_from", "confidence_to", "images", "confidence", "accuracy"],
+        scores.calibration(labels, probabilities),
+    )
+
+
+if __name__ == "__main__":
+    run_stage(main)

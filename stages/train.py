@@ -1,0 +1,113 @@
+"""Fit the network to the training split and keep the best weights by validation; the run is recorded in MLflow."""
+
+from dataclasses import asdict, astuple, fields
+
+import torch
+
+from vision import arrays, fit, tracking, weights
+from vision.batches import Examples
+from vision.device import choose, environment
+from vision.params import Params, load_params
+from vision.progress import bar
+from vision.stage import ROOT, UserError, run_stage
+
+
+def main() -> None:
+    """data/processed -> models/, metrics/train.json, metrics/history.csv."""
+    params = load_params()
+    stats = arrays.read_stats(ROOT / "data/processed")
+    try:
+        device, dtype = choose(params.train.device, params.train.precision)
+    except ValueError as error:
+        raise UserError(f"params.yaml: {error}") from None
+    train, val = (examples(name, device) for name in ("train", "val"))
+
+    torch.manual_seed(params.seed)
+    description = weights.Description(
+        name=params.model.name,
+        options=params.model.model_dump(exclude={"name"}),
+        classes=stats.classes,
+        image_shape=stats.image_shape,
+        mean=stats.mean,
+        std=stats.std,
+    )
+    model = weights.build(description).to(device)
+    model.initialize_from(train.images[:5000])
+
+    with tracking.training_run(params, stats) as run:
+        try:
+            fitted = fit_with_progress(model, train, val, params, dtype, run)
+        except fit.Diverged as error:
+            raise UserError(f"{error} is not a finite number; lower train.lr (now {params.train.lr:g})") from None
+        except torch.OutOfMemoryError:
+            raise UserError(
+                f"{device.type} is out of memory; lower train.batch_size (now {params.train.batch_size})"
+            ) from None
+        summary = summarize(fitted, model)
+        weights.save(ROOT / "models", model, description)
+        arrays.write_csv(
+            ROOT / "metrics/history.csv",
+            [field.name for field in fields(fit.Epoch)],
+            [astuple(epoch) for epoch in fitted.history],
+        )
+        arrays.write_json(ROOT / "metrics/train.json", summary)
+        run.log_metrics({f"train/{name}": float(value) for name, value in summary.items()})
+        run.log_model(torch.nn.Sequential(model.cpu().eval(), torch.nn.Softmax(1)), train.images[:2].cpu().numpy())
+        arrays.write_json(ROOT / "models/run.json", {"mlflow": run.record, "environment": environment(device, dtype)})
+    best = fitted.history[fitted.best_epoch - 1]
+    held_out = f", validation accuracy {best.val_accuracy:.2%}" if best.val_accuracy is not None else ""
+    print(f"train: best epoch {fitted.best_epoch} of {len(fitted.history)}{held_out}")
+
+
+def examples(name: str, device: torch.device) -> Examples:
+    """Bring one split to the device: images as uint8, labels as int64."""
+    split = arrays.read_split(ROOT / "data/processed", name)
+    return Examples(
+        torch.tensor(split.images, device=device), torch.tensor(split.labels, device=device, dtype=torch.int64)
+    )
+
+
+def fit_with_progress(
+    model: torch.nn.Module, train: Examples, val: Examples, params: Params, dtype: torch.dtype, run: tracking.Run
+) -> fit.Fitted:
+    """Call `fit.fit`, showing a bar of images and a line an epoch, and recording each epoch as it ends."""
+    settings = fit.Settings(seed=params.seed, dtype=dtype, **params.train.model_dump(exclude={"device", "precision"}))
+    images = settings.epochs * len(train.labels)
+    with bar(total=images, unit=" images", description="train") as progress_bar:
+
+        def on_progress(progress: fit.Progress) -> None:
+            progress_bar.set_postfix_str(
+                f"epoch {progress.epoch}/{settings.epochs}, loss {progress.loss:.3f}, accuracy {progress.accuracy:.1%}",
+                refresh=False,
+            )
+            progress_bar.update(round(images * progress.step / progress.steps) - progress_bar.n)
+
+        def on_epoch(epoch: fit.Epoch) -> None:
+            progress_bar.write(
+                f"epoch {epoch.epoch:3d}: train loss {epoch.train_loss:.4f}, accuracy {epoch.train_accuracy:.2%}"
+                + (f"; val loss {epoch.val_loss:.4f}, accuracy {epoch.val_accuracy:.2%}" if epoch.val_loss else "")
+                + f"; {epoch.seconds:.1f} s, {epoch.images_per_s:,.0f} images/s"
+            )
+            run.log_epoch(asdict(epoch))
+
+        return fit.fit(model, train, val, settings, on_progress, on_epoch)
+
+
+def summarize(fitted: fit.Fitted, model: torch.nn.Module) -> dict[str, float]:
+    """The figures of metrics/train.json: those of the best epoch, and the totals."""
+    best = asdict(fitted.history[fitted.best_epoch - 1])
+    names = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")
+    seconds = sum(epoch.seconds for epoch in fitted.history)
+    return {
+        "best_epoch": fitted.best_epoch,
+        "epochs": len(fitted.history),
+        "stopped_early": fitted.stopped_early,
+        **{name: best[name] for name in names if best[name] is not None},
+        "seconds": seconds,
+        "images_per_s": sum(epoch.images_per_s * epoch.seconds for epoch in fitted.history) / seconds,
+        "parameters": sum(p.numel() for p in model.parameters()),
+    }
+
+
+if __name__ == "__main__":
+    run_stage(main)

@@ -1,0 +1,92 @@
+"""Augmentation of whole batches, on the device that the data is on.
+
+Flips and shifts move whole pixels, so both are index maps: output pixel (i, j) of image n is input pixel
+(rows[n, i], columns[n, j]). No pixel is invented, and one gather does it all, whatever the combination.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Flip = Literal["none", "random", "alternate"]
+
+
+def take_pixels(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Rearrange each image by its own index maps.
+
+    Args:
+        images: [N, H, W, C], any dtype.
+        rows: int64 [N, H'], for each output row the input row.
+        columns: int64 [N, W'], for each output column the input column.
+
+    Returns:
+        [N, H', W', C], a view that is contiguous in [N, W', H', C].
+    """
+    count, height, width, channels = images.shape
+    # Two gathers of long rows are copied as blocks of memory: on a CPU six times faster than one gather of pixels.
+    picked = _take_rows(images.reshape(count * height, width * channels), rows, height)
+    turned = picked.view(count, -1, width, channels).transpose(1, 2).contiguous()
+    picked = _take_rows(turned.view(count * width, -1), columns, width)
+    return picked.view(count, columns.shape[1], rows.shape[1], channels).transpose(1, 2)
+
+
+def _take_rows(table: Tensor, index: Tensor, rows_per_image: int) -> Tensor:
+    first = torch.arange(len(index), device=index.device)[:, None] * rows_per_image
+    return table.index_select(0, (first + index).flatten())
+
+
+def reflected(index: Tensor, size: int) -> Tensor:
+    """Fold indices that lie up to `size - 1` outside [0, size) back into it, mirrored at the edge pixels."""
+    return (size - 1) - (index.abs() - (size - 1)).abs()
+
+
+def shift_and_flip(images: Tensor, down: Tensor, right: Tensor, mirrored: Tensor) -> Tensor:
+    """Shift each image, its edges reflected, then mirror it left to right where asked.
+
+    Args:
+        images: [N, H, W, C], any dtype.
+        down: int64 [N], pixels, each less than H in size.
+        right: int64 [N], pixels, each less than W in size.
+        mirrored: bool [N].
+
+    Returns:
+        [N, H, W, C], strided as `take_pixels` says.
+    """
+    height, width = images.shape[1:3]
+    rows = torch.arange(height, device=images.device) - down[:, None]
+    columns = torch.arange(width, device=images.device).expand(len(images), -1)
+    columns = torch.where(mirrored[:, None], width - 1 - columns, columns) - right[:, None]
+    return take_pixels(images, reflected(rows, height), reflected(columns, width))
+
+
+@dataclass(frozen=True)
+class Augment:
+    """Random shift (padded random crop) and flip of training batches.
+
+    `flip` is "none", "random" (a coin for each image and epoch) or "alternate": a coin for each image in the first
+    epoch, then mirrored in every other one, so that two epochs in a row show both sides (Jordan 2024,
+    "94% on CIFAR-10 in 3.29 seconds", arXiv:2404.00498). `crop_padding` is the largest shift in pixels.
+    """
+
+    flip: Flip
+    crop_padding: int
+
+    def __call__(self, images: Tensor, numbers: Tensor, epoch: int, generator: torch.Generator) -> Tensor:
+        """Augment images [N, H, W, C] that are numbered [N] in the data set, in `epoch` (from 0)."""
+        count, device = len(images), images.device
+        reach = min(self.crop_padding, images.shape[1] - 1, images.shape[2] - 1)
+        if self.flip == "none" and reach == 0:
+            return images
+        shifts = torch.randint(-reach, reach + 1, (2, count), generator=generator, device=device)
+        if self.flip == "alternate":
+            mirrored = (_coin(numbers) + epoch) % 2 == 1
+        else:
+            mirrored = torch.rand(count, generator=generator, device=device) < (0.5 if self.flip == "random" else 0)
+        return shift_and_flip(images, shifts[0], shifts[1], mirrored)
+
+
+def _coin(numbers: Tensor) -> Tensor:
+    """0 or 1 for each number, evenly spread, the same in every epoch (a multiplicative hash)."""
+    return (numbers * 2654435761 >> 16) & 1

@@ -1,0 +1,75 @@
+"""Where to compute and in which precision, and what to tell about it afterwards."""
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+Device = Literal["auto", "cuda", "mps", "cpu"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
+
+def choose(device: Device, precision: Precision) -> tuple[torch.device, torch.dtype]:
+    """The device, and the dtype that convolutions are computed in on it.
+
+    Args:
+        device: "auto" is the fastest there is.
+        precision: "auto" is bf16 where the hardware computes it natively, else fp32.
+
+    Raises:
+        ValueError: this machine has no such device, or the device no such precision; the message names the parameter.
+    """
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    usable = [name for name, there in available.items() if there]
+    if device != "auto" and device not in usable:
+        raise ValueError(f"train.device: {device} is not available here (available: {', '.join(usable)})")
+    chosen = torch.device(usable[0] if device == "auto" else device)
+    if precision == "auto":
+        return chosen, torch.bfloat16 if _has_native_bf16(chosen) else torch.float32
+    if precision == "fp16" and chosen.type != "cuda":
+        raise ValueError(f"train.precision: fp16 needs a CUDA device, this is {chosen.type}; use auto, bf16 or fp32")
+    return chosen, DTYPES[precision]
+
+
+def _has_native_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability() >= (8, 0)
+    if device.type == "cpu" and platform.machine() in ("x86_64", "AMD64"):
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return False
+
+
+def environment(device: torch.device, dtype: torch.dtype) -> dict[str, object]:
+    """What a run was computed with: device, precision, threads, Python and the versions of the main packages."""
+    precision = next(name for name, value in DTYPES.items() if value == dtype)
+    return {
+        "device": device.type,
+        "device_name": torch.cuda.get_device_name() if device.type == "cuda" else _cpu_name(),
+        "precision": precision,
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "versions": {name: found for name in ("torch", "torchvision", "dvc", "mlflow") if (found := _version(name))},
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,204 @@
+"""The training loop. It knows tensors; what it has to say goes out through callbacks."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vision.augment import Augment, Flip
+from vision.batches import Examples, batches_per_epoch, shuffled_batches
+from vision.infer import autocast, predict
+from vision.optim import optimizers, up_then_down
+
+
+class Diverged(ArithmeticError):
+    """The loss is no longer a finite number."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to train; params.yaml says what each means."""
+
+    seed: int
+    dtype: torch.dtype
+    epochs: int
+    batch_size: int
+    optimizer: Literal["muon", "sgd"]
+    lr: float
+    other_lr: float
+    momentum: float
+    weight_decay: float
+    warmup: float
+    label_smoothing: float
+    flip: Flip
+    crop_padding: int
+    patience: int | None
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where training stands: `step` of `steps` is done; loss and accuracy are this epoch's so far."""
+
+    epoch: int
+    step: int
+    steps: int
+    loss: float
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One epoch's figures: losses are mean cross-entropies a label, accuracies lie in [0, 1].
+
+    The training figures are running ones, of augmented images and changing weights; `train_loss` includes label
+    smoothing. The validation figures are None where there is no validation split. `lr` is the peak of the epoch,
+    `seconds` include validation, `images_per_s` does not.
+    """
+
+    epoch: int
+    lr: float
+    train_loss: float
+    train_accuracy: float
+    val_loss: float | None
+    val_accuracy: float | None
+    seconds: float
+    images_per_s: float
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What came of it: the model holds the weights of `history[best_epoch - 1]`."""
+
+    history: list[Epoch]
+    best_epoch: int
+    stopped_early: bool
+
+
+def fit(
+    model: nn.Module,
+    train: Examples,
+    val: Examples,
+    settings: Settings,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+    on_epoch: Callable[[Epoch], None] = lambda epoch: None,
+) -> Fitted:
+    """Train `model` in place; what it holds at the end are the best weights of any epoch.
+
+    The best are those of the lowest validation loss, or training loss where `val` is empty.
+
+    Args:
+        model: maps uint8 images [B, H, W, C] to logits [B, classes]; on the device of the data.
+        train: the training split.
+        val: the validation split; may hold no images.
+        settings: how to train.
+        on_progress: called several times a second.
+        on_epoch: called at the end of each epoch.
+
+    Raises:
+        Diverged: the loss is not finite.
+    """
+    device = train.images.device
+    generator = torch.Generator(device).manual_seed(settings.seed)
+    augment = Augment(settings.flip, settings.crop_padding)
+    steps_per_epoch = batches_per_epoch(train, settings.batch_size)
+    steps = settings.epochs * steps_per_epoch
+    made = optimizers(
+        model, settings.optimizer, settings.lr, settings.other_lr, settings.momentum, settings.weight_decay
+    )
+    schedules = [up_then_down(optimizer, steps, settings.warmup) for optimizer in made]
+    # Half-precision gradients of small values vanish without a scale; bf16 has the range of fp32 and needs none.
+    scaler = torch.amp.GradScaler(device.type, enabled=settings.dtype == torch.float16)
+
+    history: list[Epoch] = []
+    best_loss, best_epoch, best_weights = math.inf, 0, _copied(model)
+    step = 0
+    for epoch in range(1, settings.epochs + 1):
+        model.train()
+        meter = _Meter(device, on_progress, steps)
+        lr = 0.0
+        for images, labels, numbers in shuffled_batches(train, settings.batch_size, generator):
+            images = augment(images, numbers, epoch - 1, generator)
+            with autocast(device, settings.dtype):
+                logits = model(images)
+            loss = F.cross_entropy(logits, labels, label_smoothing=settings.label_smoothing)
+            scaler.scale(loss).backward()
+            lr = max(lr, made[0].param_groups[0]["lr"])
+            for optimizer, schedule in zip(made, schedules, strict=True):
+                scaler.step(optimizer)
+                schedule.step()
+                optimizer.zero_grad(set_to_none=True)
+            scaler.update()
+            step += 1
+            meter.add(epoch, step, loss, logits, labels)
+        train_loss, train_accuracy, seconds_training = meter.close(epoch, step)
+        val_loss, val_accuracy = _validate(model, val, settings) if len(val.labels) else (None, None)
+        history.append(
+            Epoch(
+                epoch=epoch,
+                lr=lr,
+                train_loss=train_loss,
+                train_accuracy=train_accuracy,
+                val_loss=val_loss,
+                val_accuracy=val_accuracy,
+                seconds=time.perf_counter() - meter.started,
+                images_per_s=meter.images / seconds_training,
+            )
+        )
+        on_epoch(history[-1])
+        judged = train_loss if val_loss is None else val_loss
+        if judged < best_loss:
+            best_loss, best_epoch, best_weights = judged, epoch, _copied(model)
+        elif settings.patience is not None and epoch - best_epoch >= settings.patience:
+            break
+    model.load_state_dict(best_weights)
+    return Fitted(history, best_epoch, stopped_early=len(history) < settings.epochs)
+
+
+def _copied(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def _validate(model: nn.Module, val: Examples, settings: Settings) -> tuple[float, float]:
+    logits = predict(model, val.images, max(settings.batch_size, 500), settings.dtype)
+    loss = F.cross_entropy(logits, val.labels).item()
+    if not math.isfinite(loss):
+        raise Diverged("validation loss")
+    return loss, (logits.argmax(1) == val.labels).float().mean().item()
+
+
+class _Meter:
+    """Running loss and accuracy of an epoch, kept on the device: reading them makes a GPU wait, so seldom."""
+
+    def __init__(self, device: torch.device, on_progress: Callable[[Progress], None], steps: int) -> None:
+        self.started = self.told = time.perf_counter()
+        self.images = 0
+        self.on_progress = on_progress
+        self.steps = steps
+        self.loss = torch.zeros((), device=device)
+        self.correct = torch.zeros((), device=device)
+
+    def add(self, epoch: int, step: int, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+        self.images += len(labels)
+        self.loss += loss.detach() * len(labels)
+        self.correct += (logits.detach().argmax(1) == labels).sum()
+        if time.perf_counter() - self.told > 0.25:
+            self._tell(epoch, step)
+
+    def close(self, epoch: int, step: int) -> tuple[float, float, float]:
+        """Mean loss, accuracy and seconds of the epoch's training."""
+        progress = self._tell(epoch, step)
+        return progress.loss, progress.accuracy, time.perf_counter() - self.started
+
+    def _tell(self, epoch: int, step: int) -> Progress:
+        loss, correct = torch.stack([self.loss, self.correct]).tolist()
+        if not math.isfinite(loss):
+            raise Diverged(f"training loss in epoch {epoch}, step {step} of {self.steps}")
+        progress = Progress(epoch, step, self.steps, loss / self.images, correct / self.images)
+        self.on_progress(progress)
+        self.told = time.perf_counter()
+        return progress

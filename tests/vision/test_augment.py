@@ -1,0 +1,114 @@
+"""The augmentations: against a plain per-image reference, and as properties of any batch."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torchvision.transforms import v2
+
+from vision.augment import Augment, reflected, shift_and_flip, take_pixels
+
+
+def numbered_images(count: int, height: int, width: int, channels: int = 3) -> Tensor:
+    """Images in which every value is different, so that each output pixel betrays where it came from."""
+    return torch.arange(count * height * width * channels, dtype=torch.int32).view(count, height, width, channels)
+
+
+def reference(image: Tensor, down: int, right: int, mirrored: bool, reach: int) -> Tensor:
+    """The same for one image [H, W, C] by torchvision: pad by reflection, crop, flip."""
+    height, width, _ = image.shape
+    planes = v2.functional.pad(image.permute(2, 0, 1), [reach], padding_mode="reflect")
+    planes = v2.functional.crop(planes, reach - down, reach - right, height, width)
+    return (v2.functional.horizontal_flip(planes) if mirrored else planes).permute(1, 2, 0)
+
+
+@given(
+    count=st.integers(1, 5),
+    height=st.integers(4, 9),
+    width=st.integers(4, 9),
+    channels=st.sampled_from([1, 3]),
+    seed=st.integers(0, 1000),
+)
+def test_shift_and_flip_agrees_with_torchvision_image_by_image(
+    count: int, height: int, width: int, channels: int, seed: int
+) -> None:
+    images = numbered_images(count, height, width, channels).float()
+    generator = torch.Generator().manual_seed(seed)
+    down, right = torch.randint(-3, 4, (2, count), generator=generator)
+    mirrored = torch.rand(count, generator=generator) < 0.5
+    moved = shift_and_flip(images, down, right, mirrored)
+    for i in range(count):
+        expected = reference(images[i], int(down[i]), int(right[i]), bool(mirrored[i]), reach=3)
+        assert torch.equal(moved[i], expected)
+
+
+@given(
+    count=st.integers(1, 6),
+    size=st.tuples(st.integers(1, 12), st.integers(1, 12)),
+    flip=st.sampled_from(["none", "random", "alternate"]),
+    padding=st.integers(0, 20),
+    epoch=st.integers(0, 5),
+    seed=st.integers(0, 1000),
+)
+def test_augmentation_keeps_shape_and_dtype_and_invents_no_pixel(
+    count: int, size: tuple[int, int], flip: str, padding: int, epoch: int, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 256, (count, *size, 3), generator=generator, dtype=torch.uint8)
+    augment = Augment(flip, padding)  # type: ignore[arg-type]
+    out = augment(images, torch.arange(count), epoch, generator)
+    assert out.shape == images.shape
+    assert out.dtype == torch.uint8
+    for before, after in zip(images, out, strict=True):
+        colours = {tuple(pixel.tolist()) for pixel in before.reshape(-1, 3)}
+        assert {tuple(pixel.tolist()) for pixel in after.reshape(-1, 3)} <= colours
+
+
+def test_without_flip_and_padding_images_stay_as_they_are() -> None:
+    images = numbered_images(4, 8, 8)
+    out = Augment("none", 0)(images, torch.arange(4), 0, torch.Generator().manual_seed(0))
+    assert torch.equal(out, images)
+
+
+def test_alternate_flip_shows_each_image_from_both_sides_in_any_two_epochs() -> None:
+    images = numbered_images(1000, 4, 4)
+    augment, numbers, generator = Augment("alternate", 0), torch.arange(1000), torch.Generator().manual_seed(0)
+    first, second, third = (augment(images, numbers, epoch, generator) for epoch in range(3))
+    assert torch.equal(first, third)
+    assert torch.equal(first, second.flip(2))
+    mirrored = (first != images).flatten(1).any(1)
+    assert 400 < int(mirrored.sum()) < 600
+
+
+def test_random_flip_mirrors_about_half_of_the_images() -> None:
+    images = numbered_images(1000, 2, 4)
+    out = Augment("random", 0)(images, torch.arange(1000), 0, torch.Generator().manual_seed(0))
+    assert 400 < int((out != images).flatten(1).any(1).sum()) < 600
+
+
+def test_shifts_reach_the_whole_padding_and_no_further() -> None:
+    seen = set()
+    images = numbered_images(2000, 9, 9, 1)
+    out = Augment("none", 2)(images, torch.arange(2000), 0, torch.Generator().manual_seed(0))
+    for before, after in zip(images, out, strict=True):
+        middle = (before == after[4, 4]).nonzero()[0][:2] - 4
+        seen.add(tuple(middle.tolist()))
+    assert seen == {(y, x) for y in range(-2, 3) for x in range(-2, 3)}
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_reflected_indices_mirror_at_the_edge_pixels(size: int) -> None:
+    inside = list(range(size))
+    mirrored = inside[:0:-1] + inside + inside[-2::-1] if size > 1 else inside
+    index = torch.arange(1 - size, 2 * size - 1)
+    assert reflected(index, size).tolist() == mirrored
+
+
+def test_take_pixels_may_change_the_size() -> None:
+    images = numbered_images(2, 4, 6)
+    rows, columns = torch.tensor([[0, 3], [1, 1]]), torch.tensor([[5, 0, 1], [2, 2, 2]])
+    out = take_pixels(images, rows, columns)
+    assert out.shape == (2, 2, 3, 3)
+    assert torch.equal(out[0, 1, 0], images[0, 3, 5])
+    assert torch.equal(out[1, 0, 2], images[1, 1, 2])

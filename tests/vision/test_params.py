@@ -1,0 +1,114 @@
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vision.params import Params, load_params
+from vision.stage import ROOT, UserError
+
+TEXT = (ROOT / "params.yaml").read_text()
+
+
+def refusal(tmp_path: Path, text: str | bytes) -> list[str]:
+    path = tmp_path / "params.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(UserError) as error:
+        load_params(path)
+    return str(error.value).splitlines()
+
+
+def changed(**sections: dict[str, object]) -> str:
+    document = yaml.safe_load(TEXT)
+    for section, values in sections.items():
+        document[section] |= values
+    return yaml.safe_dump(document)
+
+
+def test_the_projects_own_file_is_valid_and_every_key_has_a_comment() -> None:
+    params = load_params()
+    assert params.train.lr > 0
+    lines = [line for line in TEXT.splitlines() if line.strip() and not line.startswith("#")]
+    bare = [line for line in lines if "#" not in line]
+    assert bare == [f"{name}:" for name in Params.model_fields if name != "seed"]
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "line"),
+    [
+        ("train", {"lr": -1}, "params.yaml: train.lr: must be greater than 0 (got -1)"),
+        ("train", {"lr": float("nan")}, "params.yaml: train.lr: must be a finite number (got nan)"),
+        ("train", {"lr": "fast"}, "params.yaml: train.lr: must be a valid number (got 'fast')"),
+        ("train", {"epochs": 2.5}, "params.yaml: train.epochs: must be a valid integer (got 2.5)"),
+        ("train", {"epochs": True}, "params.yaml: train.epochs: must be a valid integer (got True)"),
+        ("train", {"flip": "up"}, "params.yaml: train.flip: must be 'none', 'random' or 'alternate' (got 'up')"),
+        ("train", {"learning_rat": 1}, "params.yaml: train.learning_rat: unknown key"),
+        ("train", {"epoch": 1}, "params.yaml: train.epoch: unknown key; did you mean train.epochs?"),
+        (
+            "preprocess",
+            {"val_fraction": 0.9},
+            "params.yaml: preprocess.val_fraction: must be less than or equal to 0.5",
+        ),
+        ("preprocess", {"train_limit": 0}, "params.yaml: preprocess.train_limit: must be greater than or equal to 1"),
+        ("model", {"widths": []}, "params.yaml: model.widths: "),
+        ("model", {"widths": [8, "x"]}, "params.yaml: model.widths.1: must be a valid integer (got 'x')"),
+        ("tracking", {"enabled": "yes"}, "params.yaml: tracking.enabled: must be a valid boolean (got 'yes')"),
+        ("download", {"source": ""}, "params.yaml: download.source: "),
+    ],
+)
+def test_a_mistake_is_one_line(tmp_path: Path, section: str, values: dict[str, object], line: str) -> None:
+    lines = refusal(tmp_path, changed(**{section: values}))
+    assert len(lines) == 1
+    assert lines[0].startswith(line)
+
+
+def test_all_mistakes_are_shown_at_once(tmp_path: Path) -> None:
+    text = changed(train={"lr": 0, "epochs": 0, "wat": 1}, evaluate={"views": "many"})
+    assert {line.split(": ")[1] for line in refusal(tmp_path, text)} == {
+        "train.lr", "train.epochs", "train.wat", "evaluate.views",
+    }  # fmt: skip
+
+
+def test_a_missing_key_a_misspelt_section_and_a_section_that_is_none(tmp_path: Path) -> None:
+    assert refusal(tmp_path, TEXT.replace("  lr:", "  lrr:")) == [
+        "params.yaml: train.lr: missing",
+        "params.yaml: train.lrr: unknown key; did you mean train.lr?",
+    ]
+    assert "params.yaml: trian: unknown key; did you mean train?" in refusal(tmp_path, TEXT.replace("train:", "trian:"))
+    assert refusal(tmp_path, changed().replace("seed: 0", "seed: 0\nextra: 1"))[0].startswith(
+        "params.yaml: extra: unknown"
+    )
+    document = yaml.safe_load(TEXT) | {"train": 3}
+    assert refusal(tmp_path, yaml.safe_dump(document)) == ["params.yaml: train: must be a section of keys (got 3)"]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "must be a mapping of sections"),
+        ("- a\n- b\n", "must be a mapping of sections"),
+        ("seed: 0\nseed: 1\n", "line 2: key 'seed' is given twice"),
+        ("train: {lr: 1\n", "line 2: expected"),
+        (b"\x80\x81", "not a text file"),
+        ("seed: !!python/object/apply:os.system ['true']\n", "could not determine a constructor"),
+        ("[" * 5000, "nested too deeply"),
+    ],
+)
+def test_a_file_that_is_no_such_mapping_is_refused_in_one_line(tmp_path: Path, text: str | bytes, says: str) -> None:
+    lines = refusal(tmp_path, text)
+    assert len(lines) == 1
+    assert says in lines[0]
+
+
+def test_a_missing_file_is_said(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="not found"):
+        load_params(tmp_path / "params.yaml")
+
+
+@given(st.floats(min_value=1e-12, max_value=1e12))
+def test_numbers_are_read_as_dvc_reads_them(tmp_path_factory: pytest.TempPathFactory, value: float) -> None:
+    path = tmp_path_factory.mktemp("params") / "params.yaml"
+    for written in (repr(value), f"{value:e}", f"{value:.0e}"):
+        path.write_text(TEXT.replace(f"  lr: {load_params().train.lr}", f"  lr: {written}"))
+        assert load_params(path).train.lr == float(written)
