@@ -40,7 +40,7 @@ def main() -> None:
     }
     arrays.write_json(ROOT / "metrics/test.json", summary)
     write_tables(np.asarray(test.labels), probabilities, stats.classes)
-    with tracking.resumed_run(record["mlflow"]) as run:
+    with tracking.resumed_run(params.tracking, record["mlflow"]) as run:
         run.log_metrics({f"test/{name}": value for name, value in summary.items()})
     print(
         f"evaluate: test accuracy {summary['accuracy']:.2%}, with one view an image {summary['accuracy_one_view']:.2%}"

@@ -11,6 +11,9 @@ from vision.params import Params, load_params
 from vision.progress import bar
 from vision.stage import ROOT, UserError, run_stage
 
+TOTALS = ("best_epoch", "epochs", "seconds", "parameters")
+"""The figures of metrics/train.json that are not an epoch's own."""
+
 
 def main() -> None:
     """data/processed -> models/, metrics/train.json, metrics/history.csv."""
@@ -51,9 +54,12 @@ def main() -> None:
             [astuple(epoch) for epoch in fitted.history],
         )
         arrays.write_json(ROOT / "metrics/train.json", summary)
-        run.log_metrics({f"train/{name}": float(value) for name, value in summary.items()})
-        run.log_model(torch.nn.Sequential(model.cpu().eval(), torch.nn.Softmax(1)), train.images[:2].cpu().numpy())
-        arrays.write_json(ROOT / "models/run.json", {"mlflow": run.record, "environment": environment(device, dtype)})
+        found = environment(device, dtype)
+        arrays.write_json(ROOT / "models/run.json", {"mlflow": run.record, "environment": found})
+        run.set_tags(found)
+        run.log_metrics({f"train/{name}": float(value) for name, value in summary.items() if name in TOTALS})
+        probabilities = torch.nn.Sequential(model.cpu(), torch.nn.Softmax(1)).eval()
+        run.log_model(probabilities, train.images[:2].cpu().numpy(), stats.classes)
     best = fitted.history[fitted.best_epoch - 1]
     held_out = f", validation accuracy {best.val_accuracy:.2%}" if best.val_accuracy is not None else ""
     print(f"train: best epoch {fitted.best_epoch} of {len(fitted.history)}{held_out}")

@@ -106,10 +106,12 @@ def test_the_training_loss_is_the_smoothed_cross_entropy_of_the_epochs_images() 
 class Told(nn.Module):
     """A model whose validation loss follows a script: its logits for class 0 are set anew in each validation."""
 
+    validations: Tensor
+
     def __init__(self, script: list[float]) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(4))
-        self.register_buffer("validations", torch.zeros(()))
+        self.register_buffer("validations", torch.zeros((), dtype=torch.int64))
         self.script = script
 
     def forward(self, images: Tensor) -> Tensor:

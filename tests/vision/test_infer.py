@@ -19,7 +19,8 @@ def images(count: int = 5) -> torch.Tensor:
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5, 100])
 def test_batches_come_back_in_order_and_the_mode_is_restored(batch_size: int) -> None:
-    model, seen = Corner().train(), []
+    model = Corner().train()
+    seen: list[int] = []
     logits = predict(model, images(), batch_size, torch.float32, on_batch=seen.append)
     assert torch.equal(logits, Corner().eval()(images()))
     assert sum(seen) == 5

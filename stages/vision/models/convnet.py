@@ -6,6 +6,7 @@ convolution works on a quarter of the pixels, and normalisation that learns a bi
 """
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +23,7 @@ class ConvNet(nn.Module):
         whitened = 2 * channels * 2 * 2
         self.first = nn.Conv2d(channels, whitened, kernel_size=2)
         self.first.weight.requires_grad_(False)
+        nn.init.zeros_(cast(Tensor, self.first.bias))
         inputs = [whitened, *widths]
         self.blocks = nn.Sequential(*(Block(a, b, depth) for a, b in zip(inputs, widths, strict=False)))
         self.last = nn.Linear(widths[-1], classes, bias=False)
@@ -46,7 +48,6 @@ class ConvNet(nn.Module):
         variances, directions = torch.linalg.eigh(flat.T @ flat / len(flat))
         filters = (directions / (variances + epsilon).sqrt()).T.reshape(-1, channels, height, width)
         weight.copy_(torch.cat([filters, -filters]))
-        nn.init.zeros_(self.first.bias)
 
 
 class Block(nn.Module):
@@ -62,7 +63,7 @@ class Block(nn.Module):
         # A running average over the last few batches only: weights move fast in a short training.
         self.norms = nn.ModuleList(nn.BatchNorm2d(outputs, momentum=0.4) for _ in range(depth))
         for norm in self.norms:
-            norm.weight.requires_grad_(False)  # type: ignore[union-attr]
+            norm.weight.requires_grad_(False)
 
     def forward(self, features: Tensor) -> Tensor:
         """Map [N, inputs, H, W] to [N, outputs, H // 2, W // 2]."""

@@ -1,0 +1,388 @@
+"""What a stage tells MLflow: one MLflow run for each trained model, opened by `train`, resumed by later stages.
+
+MLflow takes seconds to import, so it is imported when a run is opened and not at all when tracking is off.
+"""
+
+import contextlib
+import fcntl
+import getpass
+import json
+import os
+import re
+import sqlite3
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import yaml
+
+from vision.arrays import Stats, replaced_file
+from vision.params import Params, Tracking
+from vision.stage import ROOT, UserError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from mlflow import MlflowClient
+    from torch import nn
+
+_QUIET = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_DISABLE_AGENT_HINT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # whatever matters is raised as well; log lines would come with tracebacks
+}
+_IMPATIENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}
+_SQLITE = "sqlite:///"
+
+
+class Run:
+    """The MLflow run of a model as a stage sees it. This one, for when tracking is off, does nothing.
+
+    `record` is what models/run.json keeps under "mlflow", so that later stages find the run.
+    """
+
+    record: dict[str, str] | None = None
+
+    def log_epoch(self, row: Mapping[str, float | None]) -> None:
+        """Record a row of metrics/history.csv at step `epoch`: `val_loss` as `val/loss`, `lr` as `train/lr`."""
+
+    def log_metrics(self, figures: Mapping[str, float]) -> None:
+        """Record final figures, such as `test/accuracy`, of the run and of its logged model."""
+
+    def set_tags(self, sections: Mapping[str, object]) -> None:
+        """Record other facts, nested keys as `section.key`; unlike a run's parameters they may be set again."""
+
+    def log_figure(self, name: str, figure: "Figure") -> None:
+        """Keep a picture as the artifact `figures/<name>.png`."""
+
+    def log_artifact(self, path: Path, folder: str | None = None) -> None:
+        """Keep a copy of a file as the artifact `<folder>/<file name>`."""
+
+    def log_model(self, model: "nn.Module", example: np.ndarray, classes: Sequence[str]) -> None:
+        """Keep the model as an exported graph that loads, for any batch size, without this code; only in `train`.
+
+        `model` is on the CPU, in evaluation mode, and maps uint8 [N, H, W, C] to float32 probabilities
+        [N, classes]; `example` is at least two of its inputs.
+        """
+
+
+@contextmanager
+def training_run(params: Params, stats: Stats) -> Iterator[Run]:
+    """Open a run for the block: FINISHED when it ends well, KILLED when interrupted, FAILED otherwise.
+
+    It starts with the parameters that make the model, the data, and where both come from. It is called like the DVC
+    experiment where there is one, else `<model name>-<Git commit>`.
+
+    Raises:
+        UserError: the MLflow store cannot be used, or stops answering.
+    """
+    if not params.tracking.enabled:
+        yield Run()
+        return
+    uri = _tracking_uri()
+    with _opening(uri):
+        run = _start(uri, params)
+    import mlflow
+
+    try:
+        with _answering(uri):
+            run.describe(params, stats)
+            yield run
+    except BaseException as error:
+        status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
+        with contextlib.suppress(Exception), _impatient():
+            mlflow.end_run(status)
+        raise
+    with _answering(uri):
+        mlflow.end_run("FINISHED")
+
+
+@contextmanager
+def resumed_run(settings: Tracking, record: dict[str, str] | None) -> Iterator[Run]:
+    """Add to the run that `training_run` recorded; its status and duration stay those of the training.
+
+    A run that is gone is no reason to train again: a line on stderr says so, and the block runs unrecorded.
+
+    Raises:
+        UserError: the MLflow store cannot be used, or stops answering.
+    """
+    if not settings.enabled or record is None:
+        yield Run()
+        return
+    current = os.environ.get("MLFLOW_TRACKING_URI", "")
+    uri = current if _public(current) == record["tracking_uri"] else record["tracking_uri"]
+    with _opening(uri):
+        run = _find(uri, record)
+    with _answering(uri):
+        yield run
+
+
+class _MlflowRun(Run):
+    def __init__(self, client: "MlflowClient", record: dict[str, str], model_id: str | None = None) -> None:
+        self.record = record
+        self._client = client
+        self._id = record["run_id"]
+        self._model_id = model_id
+
+    def describe(self, params: Params, stats: Stats) -> None:
+        from mlflow.entities import Dataset, DatasetInput, InputTag, Param
+
+        made_with = params.model_dump(include={"seed", "preprocess", "model", "train"})
+        self._client.log_batch(self._id, params=[Param(*item) for item in _flat(made_with)])
+        digest = (_data_hash() or stats.split_digest)[:36]  # as many characters as MLflow keeps
+        data = Dataset("data/processed", digest, source_type="local", source=json.dumps({"uri": "data/processed"}))
+        self._client.log_inputs(self._id, [DatasetInput(data, [InputTag("mlflow.data.context", "training")])])
+
+    def log_epoch(self, row: Mapping[str, float | None]) -> None:
+        figures = {_metric(column): value for column, value in row.items() if column != "epoch" and value is not None}
+        self._log(figures, step=int(row["epoch"] or 0))
+
+    def log_metrics(self, figures: Mapping[str, float]) -> None:
+        self._log(figures, model_id=self._model_id)
+
+    def _log(self, figures: Mapping[str, float], step: int = 0, model_id: str | None = None) -> None:
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        metrics = [Metric(name, float(value), now, step, model_id=model_id) for name, value in figures.items()]
+        self._client.log_batch(self._id, metrics=metrics)
+
+    def set_tags(self, sections: Mapping[str, object]) -> None:
+        from mlflow.entities import RunTag
+
+        self._client.log_batch(self._id, tags=[RunTag(*item) for item in _flat(sections)])
+
+    def log_figure(self, name: str, figure: "Figure") -> None:
+        self._client.log_figure(self._id, figure, f"figures/{name}.png")
+
+    def log_artifact(self, path: Path, folder: str | None = None) -> None:
+        self._client.log_artifact(self._id, str(path), folder)
+
+    def log_model(self, model: "nn.Module", example: np.ndarray, classes: Sequence[str]) -> None:
+        import mlflow.pytorch
+        import torch
+        from mlflow.models import ModelSignature
+        from mlflow.types import Schema, TensorSpec
+
+        images = TensorSpec(np.dtype(np.uint8), (-1, *example.shape[1:]))
+        probabilities = TensorSpec(np.dtype(np.float32), (-1, len(classes)))
+        info = mlflow.pytorch.log_model(
+            model,
+            name="model",
+            serialization_format="pt2",  # a graph, not a pickle
+            signature=ModelSignature(Schema([images]), Schema([probabilities])),
+            input_example=np.array(example[:2]),  # a batch of one would be exported as a constant
+            pip_requirements=[f"torch=={torch.__version__.partition('+')[0]}"],  # guessing them takes long
+            metadata={"classes": list(classes)},
+        )
+        self._model_id = info.model_id
+
+
+def _start(uri: str, params: Params) -> "_MlflowRun":
+    client = _client(uri)
+    import mlflow
+
+    experiment_id = _experiment_id(client, params.tracking.experiment)
+    commit = _git("rev-parse", "HEAD")
+    name = os.environ.get("DVC_EXP_NAME") or "-".join(filter(None, [params.model.name, commit[:7]]))
+    run_id = client.create_run(experiment_id, tags=_tags(commit), run_name=name).info.run_id
+    # `mlflow.pytorch.log_model` and MLflow's system metrics go to the active run.
+    mlflow.set_tracking_uri(uri)
+    mlflow.start_run(run_id)
+    return _MlflowRun(client, {"run_id": run_id, "experiment_id": experiment_id, "tracking_uri": _public(uri)})
+
+
+def _find(uri: str, record: dict[str, str]) -> Run:
+    run_id = record["run_id"]
+    if uri.startswith(_SQLITE) and not _database(uri).exists():
+        return _unrecorded(f"{_database(uri)}, with run {run_id}, is not here")
+    client = _client(uri)
+    from mlflow import MlflowException
+
+    try:
+        run = client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return _unrecorded(f"run {run_id} is no longer in {_public(uri)}")
+    if run.info.lifecycle_stage == "deleted":
+        return _unrecorded(f"run {run_id} was deleted (`mlflow runs restore --run-id {run_id}` brings it back)")
+    outputs = run.outputs.model_outputs if run.outputs else []
+    return _MlflowRun(client, record, outputs[-1].model_id if outputs else None)
+
+
+def _unrecorded(reason: str) -> Run:
+    print(f"MLflow: {reason}; nothing is recorded (`dvc repro -f train` opens a new run)", file=sys.stderr, flush=True)
+    return Run()
+
+
+def _client(uri: str) -> "MlflowClient":
+    for variable, value in _QUIET.items():
+        os.environ.setdefault(variable, value)
+    from mlflow import MlflowClient
+
+    if not uri.startswith(_SQLITE):
+        return MlflowClient(uri)
+    database = _database(uri)
+    database.parent.mkdir(parents=True, exist_ok=True)
+    # Artifacts of new experiments are placed relative to the working directory, in mlruns/.
+    with open(f"{database}.lock", "a") as lock, contextlib.chdir(database.parent):
+        fcntl.flock(lock, fcntl.LOCK_EX)  # two processes that create the tables at once would both fail
+        if not database.exists():
+            with replaced_file(database) as partial:  # an interrupted creation would never work again
+                partial.unlink(missing_ok=True)
+                MlflowClient(f"{_SQLITE}{partial}")
+        with contextlib.closing(sqlite3.connect(database)) as connection:
+            connection.execute("PRAGMA schema_version")  # MLflow would try a damaged file again for minutes
+        return MlflowClient(uri)
+
+
+def _experiment_id(client: "MlflowClient", name: str) -> str:
+    from mlflow import MlflowException
+
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
+        try:
+            return client.create_experiment(name)
+        except MlflowException:
+            experiment = client.get_experiment_by_name(name)  # another process was faster
+            if experiment is None:
+                raise
+    if experiment.lifecycle_stage == "deleted":
+        restore = f"mlflow experiments restore --experiment-id {experiment.experiment_id}"
+        raise UserError(f"tracking.experiment: {name!r} was deleted in MLflow; `{restore}`, or choose another name")
+    return experiment.experiment_id
+
+
+def _tracking_uri() -> str:
+    """MLFLOW_TRACKING_URI, or MLflow's default at the main root; a relative SQLite file is there too."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"{_SQLITE}mlflow.db"
+    return f"{_SQLITE}{_main_root() / _database(uri)}" if uri.startswith(_SQLITE) else uri
+
+
+def _main_root() -> Path:
+    """The checkout that lasts: ROOT, or what `dvc exp run --queue` or `--temp` copied into .dvc/tmp/exps/ there."""
+    for folder in ROOT.parents:
+        if folder.parts[-3:] == (".dvc", "tmp", "exps"):
+            return folder.parents[2]
+    return ROOT
+
+
+def _database(uri: str) -> Path:
+    return Path(uri.removeprefix(_SQLITE))
+
+
+def _public(uri: str) -> str:
+    """The URI without a user name and password."""
+    return re.sub(r"//[^/@]*@", "//", uri)
+
+
+def _tags(commit: str) -> dict[str, str]:
+    """Where the run came from: script, user, Git commit, DVC experiment and the DVC hash of the data."""
+    # What a run of the pipeline itself rewrites says nothing about the code.
+    changes = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!metrics", ":!dvc.lock")
+    tags = {
+        "mlflow.source.type": "LOCAL",
+        "mlflow.source.name": os.path.relpath(sys.argv[0], ROOT),
+        "mlflow.source.git.commit": commit,
+        "mlflow.source.git.dirty": str(bool(changes)).lower() if commit else "",
+        "dvc.experiment": os.environ.get("DVC_EXP_NAME", ""),
+        "dvc.baseline_rev": os.environ.get("DVC_EXP_BASELINE_REV", ""),
+        "dvc.data": _data_hash(),
+    }
+    with contextlib.suppress(KeyError, OSError):  # a container's user may have no name
+        tags["mlflow.user"] = getpass.getuser()
+    return {key: value for key, value in tags.items() if value}
+
+
+def _git(*arguments: str) -> str:
+    """What Git prints; nothing where there is no Git or no repository."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True, timeout=10
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.strip()
+
+
+def _data_hash() -> str:
+    """The hash of data/processed in dvc.lock, which DVC has just written if it is DVC that runs this stage."""
+    if "DVC_STAGE" not in os.environ:
+        return ""
+    try:
+        lock = yaml.safe_load((ROOT / "dvc.lock").read_text(encoding="utf-8"))
+        outs = lock["stages"]["preprocess"]["outs"]
+        return next(out["md5"] for out in outs if out["path"] == "data/processed")
+    except (OSError, yaml.YAMLError, KeyError, TypeError, StopIteration):
+        return ""
+
+
+@contextmanager
+def _opening(uri: str) -> Iterator[None]:
+    """First contact: any failure is the store's, and a server that does not answer is given up after seconds."""
+    try:
+        with _impatient():
+            yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise _trouble(uri, error) from None
+
+
+@contextmanager
+def _answering(uri: str) -> Iterator[None]:
+    """Later contact: MLflow itself retries for minutes, so that a restart of its server costs no training."""
+    from mlflow import MlflowException
+    from requests import RequestException
+
+    try:
+        yield
+    except (MlflowException, RequestException) as error:
+        raise _trouble(uri, error) from None
+
+
+@contextmanager
+def _impatient() -> Iterator[None]:
+    added = _IMPATIENT.keys() - os.environ.keys()  # what the user has set stays
+    os.environ.update({variable: _IMPATIENT[variable] for variable in added})
+    try:
+        yield
+    finally:
+        for variable in added:
+            del os.environ[variable]
+
+
+def _trouble(uri: str, error: Exception) -> UserError:
+    """One line of what MLflow says in many: what urllib3 or SQLite meant, or else how the message begins."""
+    text = str(error)
+    cause = re.search(r"Caused by \w+\(.*?: (.*?)['\"]\)|\(sqlite3\.\w+\) (.*)", text)
+    beginning = text.partition(" Response body")[0].partition("\n")[0]
+    reason = textwrap.shorten(cause[1] or cause[2] if cause else beginning, 200)
+    otherwise = "or set tracking.enabled: false in params.yaml"
+    if uri.startswith(_SQLITE):
+        advice = f"if an older MLflow made it, `mlflow db upgrade {uri}`; else move it away, {otherwise}"
+        return UserError(f"{_database(uri)}: MLflow cannot use this database ({reason}); {advice}")
+    origin = "MLFLOW_TRACKING_URI" if os.environ.get("MLFLOW_TRACKING_URI") == uri else "models/run.json: tracking_uri"
+    advice = f"start the server, correct the address, {otherwise}"
+    return UserError(f"{origin}={_public(uri)}: MLflow cannot be reached there ({reason}); {advice}")
+
+
+def _flat(sections: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Nested keys joined with dots, values as params.yaml writes them."""
+    for key, value in sections.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value)
+
+
+def _metric(column: str) -> str:
+    split, _, figure = column.partition("_")
+    return f"{split}/{figure}" if split in ("train", "val") else f"train/{column}"

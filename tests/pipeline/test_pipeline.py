@@ -1,0 +1,219 @@
+"""The pipeline as its users run it: real DVC, real MLflow, real files, on a small data set in the official format.
+
+The tests share one clone and go on from each other's results, in the order of this file.
+"""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from project import Project
+
+
+def runs(project: Project) -> list[Run]:
+    """All MLflow runs of the project's own store, the newest first."""
+    client = MlflowClient(f"sqlite:///{project.root / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("cifar10")
+    return [] if experiment is None else list(client.search_runs([experiment.experiment_id]))
+
+
+def test_every_output_is_there_and_says_the_same(project: Project) -> None:
+    dataset = project.json("metrics/dataset.json")
+    assert (dataset["train"], dataset["val"], dataset["test"]) == (900, 100, 200)
+    test = project.json("metrics/test.json")
+    assert test["accuracy"] > 0.9, "the classes are easy to tell apart"
+
+    predictions = project.table("data/predictions/test.csv")
+    assert len(predictions) == 200
+    right = np.mean([row["actual"] == row["predicted"] for row in predictions])
+    assert test["accuracy"] == pytest.approx(right)
+    for row in predictions[:20]:
+        probabilities = {name[2:]: float(value) for name, value in row.items() if name.startswith("p_")}
+        assert sum(probabilities.values()) == pytest.approx(1, abs=1e-5)
+        assert max(probabilities, key=probabilities.__getitem__) == row["predicted"]
+
+    matrix = project.table("metrics/confusion_matrix.csv")
+    assert sum(int(row[row["actual"]]) for row in matrix) == round(right * 200)
+    assert [sum(int(n) for name, n in row.items() if name != "actual") for row in matrix] == [20] * 10
+    history = project.table("metrics/history.csv")
+    assert [row["epoch"] for row in history] == ["1", "2", "3"]
+    train = project.json("metrics/train.json")
+    assert train["val_accuracy"] == pytest.approx(float(history[train["best_epoch"] - 1]["val_accuracy"]))
+    page = (project.root / "report/index.html").read_text()
+    assert f"{test['accuracy']:.2%}" in page
+
+
+def test_the_mlflow_run_holds_what_the_stages_found(project: Project) -> None:
+    (run,) = runs(project)
+    assert run.info.run_id == project.json("models/run.json")["mlflow"]["run_id"]
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics["test/accuracy"] == pytest.approx(project.json("metrics/test.json")["accuracy"])
+    assert run.data.metrics["val/accuracy"] == pytest.approx(
+        float(project.table("metrics/history.csv")[-1]["val_accuracy"])
+    )
+    assert run.data.params["train.epochs"] == "3"
+    assert run.data.tags["dvc.data"] == project.lock()["preprocess"]["outs"][0]["md5"]
+    assert run.inputs is not None
+    (data,) = run.inputs.dataset_inputs
+    assert data.dataset.name == "data/processed"
+    client = MlflowClient(f"sqlite:///{project.root / 'mlflow.db'}")
+    assert len(client.get_metric_history(run.info.run_id, "train/loss")) == 3
+    artifacts = {
+        file.path for folder in ("figures", "report") for file in client.list_artifacts(run.info.run_id, folder)
+    }
+    assert {"figures/confusion_matrix.png", "figures/samples.png", "report/index.html"} <= artifacts
+
+
+def test_the_logged_model_predicts_the_same_without_this_repository(project: Project) -> None:
+    (run,) = runs(project)
+    script = """
+import sys, numpy as np, mlflow
+mlflow.set_tracking_uri(sys.argv[1])
+model = mlflow.pyfunc.load_model(sys.argv[2])
+print(";".join(",".join(map(str, row)) for row in model.predict(np.load(sys.argv[3])[:7]).tolist()))
+"""
+    assert run.outputs is not None
+    (output,) = run.outputs.model_outputs
+    images = project.root / "data/processed/test_images.npy"
+    uri = f"sqlite:///{project.root / 'mlflow.db'}"
+    printed = project.run("python", "-I", "-c", script, uri, f"models:/{output.model_id}", str(images))
+    probabilities = np.array(
+        [[float(value) for value in row.split(",")] for row in printed.splitlines()[-1].split(";")]
+    )
+    assert probabilities.shape == (7, 10)
+    assert probabilities.sum(1) == pytest.approx(1, abs=1e-5)
+    actual = np.load(project.root / "data/processed/test_labels.npy")[:7]
+    assert (probabilities.argmax(1) == actual).mean() > 0.7
+
+
+def test_a_second_repro_does_nothing(project: Project) -> None:
+    before = project.lock()
+    output = project.run("dvc", "repro")
+    assert "Running stage" not in output
+    assert "Data and pipelines are up to date." in output
+    assert project.lock() == before
+    assert len(runs(project)) == 1
+    assert project.run("git", "status", "--porcelain") == ""
+
+
+def test_bytecode_inside_a_dependency_changes_nothing(project: Project) -> None:
+    cache = project.root / "stages/vision/models/__pycache__"
+    cache.mkdir(exist_ok=True)
+    (cache / "other.cpython-399.pyc").write_bytes(b"bytecode")
+    assert "Data and pipelines are up to date." in project.run("dvc", "status")
+
+
+def test_an_experiment_retrains_evaluates_and_reports_and_nothing_else(project: Project) -> None:
+    output = project.run("dvc", "exp", "run", "--name", "slow", "-S", "train.lr=0.01")
+    assert running(output) == ["train", "evaluate", "report"]
+    newest, first = runs(project)
+    assert newest.info.run_name == "slow"
+    assert newest.data.tags["dvc.experiment"] == "slow"
+    assert newest.data.params["train.lr"] == "0.01"
+    assert newest.data.params["train.lr"] != first.data.params["train.lr"]
+    shown = project.run("dvc", "exp", "show", "--no-pager", "--csv")
+    assert "slow" in shown
+    assert "accuracy" in shown.splitlines()[0]
+    assert "test.json" in project.run("dvc", "metrics", "diff")
+
+
+def test_a_change_of_the_report_only_reports(project: Project) -> None:
+    output = project.run("dvc", "exp", "run", "--name", "titled", "-S", "report.title=A new title")
+    assert running(output) == ["report"]
+    assert "A new title" in (project.root / "report/index.html").read_text()
+    assert len(runs(project)) == 2
+
+
+def test_an_experiment_in_a_temporary_copy_is_recorded_in_the_main_checkout(project: Project) -> None:
+    output = project.run("dvc", "exp", "run", "--temp", "--name", "elsewhere", "-S", "train.epochs=1")
+    assert running(output) == ["train", "evaluate", "report"]
+    newest = runs(project)[0]
+    assert newest.info.run_name == "elsewhere"
+    assert newest.info.status == "FINISHED"
+    assert "test/accuracy" in newest.data.metrics
+    assert newest.info.artifact_uri is not None
+    assert (project.root / "mlruns") in Path(newest.info.artifact_uri.removeprefix("file://")).parents
+
+
+def test_plots_and_metrics_are_drawn_by_dvc(project: Project) -> None:
+    project.run("dvc", "plots", "show")
+    page = (project.root / "dvc_plots/index.html").read_text()
+    for title in ("Loss by epoch", "Accuracy by epoch", "actual and predicted class", "F1 by class", "Calibration"):
+        assert title in page
+    shown = project.run("dvc", "metrics", "show")
+    for figure in ("accuracy", "cross_entropy", "calibration_error", "val_accuracy"):
+        assert figure in shown
+
+
+def test_a_mistake_in_params_stops_before_anything_is_done(project: Project) -> None:
+    project.set(train={"lr": -1, "epoch": 3})
+    output = project.run("dvc", "repro", status=255)
+    assert "params.yaml: train.lr: must be greater than 0 (got -1)" in output
+    assert "params.yaml: train.epoch: unknown key; did you mean train.epochs?" in output
+    assert "Traceback" not in output
+    project.run("git", "checkout", "--quiet", "params.yaml")
+    project.run("dvc", "checkout")
+
+
+def test_a_training_that_diverges_says_so_and_fails_its_run(project: Project) -> None:
+    command = ["-S", "train.optimizer=sgd", "-S", "train.lr=1e30", "-S", "train.other_lr=1e30"]
+    output = project.run("dvc", "exp", "run", *command, status=255)
+    assert "train: training loss in epoch 1" in output
+    assert "lower train.lr" in output
+    assert "Traceback" not in output
+    assert runs(project)[0].info.status == "FAILED"
+    project.run("git", "checkout", "--quiet", ".")
+    project.run("dvc", "checkout")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_training_is_killed_in_mlflow_and_leaves_no_output(project: Project, number: int) -> None:
+    project.set(train={"epochs": 10_000})
+    recorded = len(runs(project))
+    process = project.start("dvc", "repro")
+    assert process.stdout is not None
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if "epoch   2:" in line:
+            break
+    # As a terminal does it: the whole process group gets the signal.
+    os.killpg(process.pid, number)
+    lines += process.stdout.readlines()
+    assert process.wait(timeout=60) != 0
+    output = "".join(lines)
+    assert "train: interrupted" in output
+    assert "Traceback" not in output
+    newest, *_ = after = runs(project)
+    assert len(after) == recorded + 1
+    assert newest.info.status == "KILLED"
+    assert list((project.root / "models").glob("*")) == []
+    assert not list(project.root.rglob("*.partial"))
+    project.run("git", "checkout", "--quiet", ".")
+    project.run("dvc", "checkout")
+
+
+def test_without_tracking_and_validation_everything_runs(fresh: Project) -> None:
+    fresh.set(preprocess={"val_fraction": 0, "train_limit": 500, "normalize": "half"}, tracking={"enabled": False})
+    started = time.time()
+    output = fresh.run("dvc", "repro")
+    assert running(output) == ["download", "preprocess", "train", "evaluate", "report"]
+    assert fresh.json("metrics/dataset.json")["train"] == 500
+    assert fresh.json("metrics/dataset.json")["val"] == 0
+    assert fresh.json("models/run.json")["mlflow"] is None
+    assert "val_accuracy" not in fresh.json("metrics/train.json")
+    assert fresh.table("metrics/history.csv")[0]["val_loss"] == ""
+    assert fresh.json("data/processed/stats.json")["mean"] == [0.5, 0.5, 0.5]
+    assert not (fresh.root / "mlflow.db").exists()
+    assert not (fresh.root / "mlruns").exists()
+    assert (fresh.root / "report/index.html").stat().st_mtime > started
+
+
+def running(output: str) -> list[str]:
+    """The stages that DVC says it ran."""
+    return [line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")]

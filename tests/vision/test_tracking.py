@@ -1,0 +1,410 @@
+import http.server
+import json
+import os
+import shutil
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+from mlflow import MlflowClient
+from mlflow.data import get_source
+from mlflow.entities import Run as StoredRun
+from torch import nn
+
+from vision import tracking
+from vision.arrays import Stats
+from vision.params import Params, Tracking, load_params
+from vision.stage import ROOT, UserError
+
+STATS = Stats(["cat", "dog", "frog"], [32, 32, 3], [0.5] * 3, [0.25] * 3, split_digest="ab" * 32)
+ON = Tracking(enabled=True, experiment="pets")
+ROW = {"epoch": 1, "lr": 0.1, "train_loss": 2.0, "train_accuracy": 0.25, "val_loss": None, "seconds": 1.5}
+
+
+class Net(nn.Module):
+    """uint8 [N, 32, 32, 3] -> probabilities of three classes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3)
+        )
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.body(images.permute(0, 3, 1, 2).float() / 255).softmax(1)
+
+
+@pytest.fixture(scope="module")
+def created(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the mlflow.db of a finished run, in which a real model was logged, and what goes with it."""
+    folder = tmp_path_factory.mktemp("store")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
+        patch.chdir(ROOT)
+        images = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
+        model = Net().eval()
+        figure = Figure()
+        figure.subplots().plot([1, 2])
+        (folder / "index.html").write_text("<h1>report</h1>")
+        with tracking.training_run(params(), STATS) as run:
+            for epoch in range(1, 4):
+                run.log_epoch(ROW | {"epoch": epoch, "train_loss": 1 / epoch})
+            run.log_metrics({"final/train_loss": 0.25})
+            run.log_model(model, images, STATS.classes)
+        with tracking.resumed_run(ON, run.record) as resumed:
+            resumed.log_metrics({"test/accuracy": 0.75})
+            resumed.set_tags({"evaluate": {"views": "flip", "batch_size": 10}})
+            resumed.log_figure("confusion", figure)
+            resumed.log_artifact(folder / "index.html", "report")
+    np.save(folder / "images.npy", images)
+    with torch.inference_mode():
+        np.save(folder / "expected.npy", model(torch.tensor(images)).numpy())
+    (folder / "record.json").write_text(json.dumps(run.record))
+    return folder
+
+
+@pytest.fixture
+def store(created: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same folder, with MLFLOW_TRACKING_URI set to its database."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{created}/mlflow.db")
+    return created
+
+
+def params(experiment: str = "pets") -> Params:
+    return load_params().model_copy(update={"tracking": Tracking(enabled=True, experiment=experiment)})
+
+
+def client(folder: Path) -> MlflowClient:
+    return MlflowClient(f"sqlite:///{folder}/mlflow.db")
+
+
+def record_of(folder: Path) -> dict[str, str]:
+    return json.loads((folder / "record.json").read_text())
+
+
+def stored(folder: Path, record: dict[str, str] | None) -> StoredRun:
+    assert record is not None
+    return client(folder).get_run(record["run_id"])
+
+
+def test_the_run_tells_what_made_the_model(store: Path) -> None:
+    run = stored(store, record_of(store))
+    assert run.info.status == "FINISHED"
+    assert run.data.params["train.patience"] == "null"
+    assert run.data.params["model.widths"] == json.dumps(params().model.widths)
+    assert {"seed", "preprocess.val_fraction"} <= run.data.params.keys()
+    assert not {key for key in run.data.params if key.startswith(("evaluate", "report"))}
+    assert run.data.metrics == {
+        "train/loss": 1 / 3, "train/accuracy": 0.25, "train/lr": 0.1, "train/seconds": 1.5,
+        "final/train_loss": 0.25, "test/accuracy": 0.75,
+    }  # fmt: skip
+    history = client(store).get_metric_history(run.info.run_id, "train/loss")
+    assert [(metric.step, metric.value) for metric in history] == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
+    assert run.inputs is not None
+    (data,) = run.inputs.dataset_inputs
+    assert (data.dataset.digest, data.tags[0].value) == (STATS.split_digest[:36], "training")
+    assert get_source(data).uri == "data/processed"  # type: ignore[attr-defined]
+
+
+def test_the_run_tells_where_it_came_from(store: Path) -> None:
+    run = stored(store, record_of(store))
+    head = subprocess.run(["git", "-C", ROOT, "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+    assert run.data.tags.get("mlflow.source.git.commit", "") == head
+    assert run.info.run_name == "-".join(filter(None, [params().model.name, head[:7]]))
+    assert run.data.tags["evaluate.views"] == "flip"
+    assert not {key for key in run.data.tags if key.startswith("dvc.")}
+
+
+def test_an_experiment_of_dvc_is_named_and_tagged(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    md5 = f"{'0123456789abcdef' * 2}.dir"
+    (tmp_path / "dvc.lock").write_text(
+        "schema: '2.0'\nstages:\n  preprocess:\n    outs:\n    - path: data/samples.png\n      md5: 00\n"
+        f"    - path: data/processed\n      hash: md5\n      md5: {md5}\n"
+    )
+    monkeypatch.setattr(tracking, "ROOT", tmp_path)
+    monkeypatch.setenv("DVC_STAGE", "train")
+    monkeypatch.setenv("DVC_EXP_NAME", "puffy-daks")
+    monkeypatch.setenv("DVC_EXP_BASELINE_REV", "c0ffee")
+    with tracking.training_run(params(), STATS) as run:
+        pass
+    found = stored(store, run.record)
+    assert found.info.run_name == "puffy-daks"
+    tags = {key: value for key, value in found.data.tags.items() if key.startswith("dvc.")}
+    assert tags == {"dvc.experiment": "puffy-daks", "dvc.baseline_rev": "c0ffee", "dvc.data": md5}
+    assert found.inputs is not None
+    assert found.inputs.dataset_inputs[0].dataset.digest == md5
+
+
+def test_artifacts_lie_beside_the_database(store: Path) -> None:
+    run_id = record_of(store)["run_id"]
+    assert client(store).list_artifacts(run_id, "figures")[0].path == "figures/confusion.png"
+    folder = store / "mlruns" / record_of(store)["experiment_id"] / run_id / "artifacts"
+    assert (folder / "figures/confusion.png").read_bytes().startswith(b"\x89PNG")
+    assert (folder / "report/index.html").read_text() == "<h1>report</h1>"
+
+
+def test_the_model_carries_its_figures(store: Path) -> None:
+    outputs = stored(store, record_of(store)).outputs
+    assert outputs is not None
+    metrics = client(store).get_logged_model(outputs.model_outputs[0].model_id).metrics or []
+    assert {metric.key: metric.value for metric in metrics} == {"final/train_loss": 0.25, "test/accuracy": 0.75}
+
+
+LOAD = """
+import sys, numpy as np, mlflow, torch
+mlflow.set_tracking_uri("sqlite:///mlflow.db")
+uri = f"runs:/{sys.argv[1]}/model"
+images = np.load("images.npy"); expected = np.load("expected.npy")
+module, predictor = mlflow.pytorch.load_model(uri), mlflow.pyfunc.load_model(uri)
+for count in (1, 2, 5):
+    np.testing.assert_allclose(predictor.predict(images[:count]), expected[:count], atol=1e-6)
+    np.testing.assert_allclose(module(torch.tensor(images[:count])).detach(), expected[:count], atol=1e-6)
+print(predictor.metadata.signature.inputs.input_types(), predictor.metadata.metadata["classes"])
+"""
+
+
+def test_the_model_loads_elsewhere_for_any_batch_size_without_this_code_or_pickle(store: Path) -> None:
+    environment = os.environ | {"MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false", "PYTHONPATH": ""}
+    command = [sys.executable, "-c", LOAD, record_of(store)["run_id"]]
+    done = subprocess.run(command, cwd=store, env=environment, capture_output=True, text=True)
+    assert done.stdout == "[dtype('uint8')] ['cat', 'dog', 'frog']\n", done.stderr
+    (model,) = store.rglob("model.pt2")
+    requirements = (model.parents[1] / "requirements.txt").read_text().split()
+    assert f"torch=={torch.__version__.partition('+')[0]}" in requirements
+    assert not [path for path in model.parents[1].rglob("*") if path.suffix in {".pkl", ".pth", ".py"}]
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(KeyboardInterrupt, "KILLED"), (ZeroDivisionError, "FAILED"), (UserError, "FAILED")]
+)
+def test_a_run_that_ends_badly_says_so(store: Path, error: type[BaseException], status: str) -> None:
+    with pytest.raises(error), tracking.training_run(params(), STATS) as run:
+        raise error
+    assert stored(store, run.record).info.status == status
+
+
+def test_an_evaluation_leaves_status_and_duration_of_the_training(store: Path) -> None:
+    before = stored(store, record_of(store)).info
+    with pytest.raises(ZeroDivisionError), tracking.resumed_run(ON, record_of(store)):
+        raise ZeroDivisionError
+    after = stored(store, record_of(store)).info
+    assert (after.status, after.end_time) == (before.status, before.end_time) == ("FINISHED", before.end_time)
+
+
+def test_a_run_that_is_gone_is_told_and_recorded_nowhere(
+    store: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with tracking.training_run(params(), STATS) as run:
+        pass
+    assert run.record is not None
+    run_id = run.record["run_id"]
+    client(store).delete_run(run_id)
+    elsewhere = f"sqlite:///{tmp_path}/other/mlflow.db"
+    for record, reason in [
+        (run.record, f"was deleted (`mlflow runs restore --run-id {run_id}` brings it back)"),
+        (run.record | {"run_id": "0" * 32}, f"run {'0' * 32} is no longer in sqlite:///{store}/mlflow.db"),
+        (run.record | {"tracking_uri": elsewhere}, "other/mlflow.db, with run"),
+    ]:
+        with tracking.resumed_run(ON, record) as resumed:
+            resumed.log_metrics({"test/accuracy": 0.5})
+        (line,) = capfd.readouterr().err.splitlines()
+        assert line.startswith("MLflow: ")
+        assert reason in line
+        assert "`dvc repro -f train`" in line
+        assert resumed.record is None
+    assert not (tmp_path / "other").exists()
+
+
+SILENT = """
+import sys
+from vision import params, tracking
+everything = params.load_params()
+off = everything.tracking.model_copy(update={"enabled": False})
+with tracking.training_run(everything.model_copy(update={"tracking": off}), None) as run:
+    run.log_epoch({"epoch": 1})
+    run.log_metrics({"test/accuracy": 1})
+    run.set_tags({"environment": "cpu"})
+    run.log_model(None, None, [])
+    run.log_figure("confusion", None)
+    run.log_artifact("index.html")
+for settings, record in [(everything.tracking, run.record), (off, {"run_id": "0", "tracking_uri": "sqlite:///x.db"})]:
+    with tracking.resumed_run(settings, record) as resumed:
+        resumed.log_metrics({"test/accuracy": 1})
+print(run.record, "mlflow" in sys.modules)
+"""
+
+
+def test_without_tracking_mlflow_is_not_imported(tmp_path: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "stages")}
+    command = [sys.executable, "-c", SILENT]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.stdout == "None False\n", done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+TRAIN = """
+import sys
+from vision import arrays, params, tracking
+with tracking.training_run(params.load_params(), arrays.Stats([], [], [], [], "0" * 64)) as run:
+    for epoch in range(1, 41):
+        run.log_epoch({"epoch": epoch, "train_loss": 1 / epoch, "val_loss": 2 / epoch})
+    run.log_artifact(sys.argv[0], "code")
+arrays.write_json(tracking.ROOT / "run.json", run.record)
+"""
+
+
+def test_experiments_in_copies_write_at_once_to_a_new_store_of_the_checkout_that_lasts(tmp_path: Path) -> None:
+    root = tmp_path / "my checkout"
+    experiments = root / ".dvc/tmp/exps"
+    copies = [root, experiments / "standalone/tmpa1", experiments / "tmpb2"]
+    for copy in copies:
+        shutil.copytree(ROOT / "stages/vision", copy / "stages/vision")
+        shutil.copy(ROOT / "params.yaml", copy)
+        (copy / "stages/train.py").write_text(TRAIN)
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "DVC_"))}
+    pipe = subprocess.PIPE
+    running = [
+        subprocess.Popen(
+            [sys.executable, "stages/train.py"], cwd=copy, env=environment, stdout=pipe, stderr=pipe, text=True
+        )
+        for copy in copies
+    ]
+    assert [process.communicate() for process in running] == [("", "")] * len(copies)
+
+    for copy in copies[1:]:
+        assert not (copy / "mlflow.db").exists()
+        assert not (copy / "mlruns").exists()
+    for copy in copies:
+        record = json.loads((copy / "run.json").read_text())
+        run = stored(root, record)
+        assert run.info.status == "FINISHED"
+        assert run.data.tags["mlflow.source.name"] == "stages/train.py"
+        assert len(client(root).get_metric_history(run.info.run_id, "val/loss")) == 40
+        artifacts = root / "mlruns" / record["experiment_id"] / run.info.run_id / "artifacts"
+        assert (artifacts / "code/train.py").read_text() == TRAIN
+
+
+def test_a_relative_sqlite_file_is_at_the_main_root(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
+    monkeypatch.setattr(tracking, "ROOT", store / ".dvc/tmp/exps/standalone/tmpx")
+    with tracking.training_run(params(), STATS) as run:
+        pass
+    assert run.record is not None
+    assert run.record["tracking_uri"] == f"sqlite:///{store}/mlflow.db"
+
+
+def fails(settings: Params) -> str:
+    """The one line that opening a run fails with, and it comes within 10 seconds."""
+    started = time.perf_counter()
+    with pytest.raises(UserError) as raised, tracking.training_run(settings, STATS):
+        pass
+    assert time.perf_counter() - started < 10
+    (line,) = str(raised.value).splitlines()
+    assert len(line) < 600
+    return line
+
+
+def test_a_deleted_experiment(store: Path) -> None:
+    made = client(store).create_experiment("former")
+    client(store).delete_experiment(made)
+    line = fails(params("former"))
+    assert line.startswith("tracking.experiment: 'former' was deleted")
+    assert f"`mlflow experiments restore --experiment-id {made}`" in line
+
+
+def test_a_file_that_is_not_a_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mlflow.db").write_text("not a database\n" * 100)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    assert "mlflow.db: MLflow cannot use this database (file is not a database)" in fails(params())
+
+
+def test_a_database_of_another_mlflow(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copy(store / "mlflow.db", tmp_path / "newer.db")
+    with sqlite3.connect(tmp_path / "newer.db") as connection:
+        connection.execute("UPDATE alembic_version SET version_num = 'fedcba987654'")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/newer.db")
+    line = fails(params())
+    assert "newer.db: MLflow cannot use this database (Detected out-of-date database schema" in line
+    assert "found version fedcba987654" in line
+    assert f"`mlflow db upgrade sqlite:///{tmp_path}/newer.db`" in line
+
+
+class NotMlflow(http.server.BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(int(self.path.split("/")[1]))
+        self.end_headers()
+        self.wfile.write(b"<html>hello</html>")
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture(scope="module")
+def website() -> Iterator[str]:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), NotMlflow) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,)).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("uri", "reason"),
+    [
+        ("{website}/404", "error code 404"),
+        ("{website}/200", "not in a valid JSON format"),
+        ("http://127.0.0.1:{closed}", "Connection refused"),
+        ("http://127.0.0.1:{mute}", "Read timed out"),
+        ("http://me:secret@mlflow.invalid:5000", "Failed to resolve 'mlflow.invalid'"),
+        ("foo://bar", "unsupported URI 'foo://bar'"),
+        ("127.0.0.1:5000", "filesystem tracking backend"),
+    ],
+)
+def test_a_server_that_is_none(website: str, uri: str, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as closed, socket.socket() as mute:
+        closed.bind(("127.0.0.1", 0))  # bound, yet not listening: connections are refused
+        mute.bind(("127.0.0.1", 0))
+        mute.listen()  # accepts connections and never answers
+        uri = uri.format(website=website, closed=closed.getsockname()[1], mute=mute.getsockname()[1])
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        line = fails(params())
+    assert line.startswith(f"MLFLOW_TRACKING_URI={uri.replace('me:secret@', '')}: ")
+    assert reason in line
+    assert "tracking.enabled: false" in line
+    assert "secret" not in line
+
+
+def test_a_server_that_is_gone_when_evaluating(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        uri = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        with pytest.raises(UserError, match=f"^models/run.json: tracking_uri={uri}: .*Connection refused.*start the"):
+            tracking.resumed_run(ON, {"run_id": "0" * 32, "tracking_uri": uri}).__enter__()
+
+
+def test_a_database_that_fails_during_training(created: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copy(created / "mlflow.db", tmp_path / "mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    records: list[dict[str, str]] = []
+
+    def train() -> None:
+        with tracking.training_run(params(), STATS) as run:
+            records.append(run.record or {})
+            with sqlite3.connect(tmp_path / "mlflow.db") as connection:
+                connection.execute("DROP TABLE metrics")
+            run.log_epoch(ROW)
+
+    with pytest.raises(UserError, match=r"mlflow.db: MLflow cannot use this database \(no such table: metrics\)"):
+        train()
+    with sqlite3.connect(tmp_path / "mlflow.db") as connection:
+        query = connection.execute("SELECT status FROM runs WHERE run_uuid = ?", [records[0]["run_id"]])
+        assert query.fetchone() == ("FAILED",)
