@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 Flip = Literal["none", "random", "alternate"]
@@ -59,6 +60,20 @@ def shift_and_flip(images: Tensor, down: Tensor, right: Tensor, mirrored: Tensor
     columns = torch.arange(width, device=images.device).expand(len(images), -1)
     columns = torch.where(mirrored[:, None], width - 1 - columns, columns) - right[:, None]
     return take_pixels(images, reflected(rows, height), reflected(columns, width))
+
+
+def shrunk(images: Tensor, scale: float) -> Tensor:
+    """Shrink uint8 images [N, H, W, C] to [N, round(scale * H), round(scale * W), C], uint8, smoothed (antialiased)."""
+    if scale == 1:
+        return images
+    size = [max(1, round(scale * pixels)) for pixels in images.shape[1:3]]
+    parts = []
+    for part in images.permute(0, 3, 1, 2).split(1000):
+        # On a CPU bytes are resized as they are, on other devices only floats can be.
+        exact = part if part.device.type == "cpu" else part.float()
+        resized = F.interpolate(exact, size, mode="bilinear", antialias=True)
+        parts.append(resized.round().clamp(0, 255).to(torch.uint8) if resized.is_floating_point() else resized)
+    return torch.cat(parts).permute(0, 2, 3, 1).contiguous()
 
 
 @dataclass(frozen=True)

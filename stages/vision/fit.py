@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vision.augment import Augment, Flip
+from vision.augment import Augment, Flip, shrunk
 from vision.batches import Examples, batches_per_epoch, shuffled_batches
 from vision.infer import autocast, predict
 from vision.optim import optimizers, up_then_down
@@ -37,6 +37,7 @@ class Settings:
     label_smoothing: float
     flip: Flip
     crop_padding: int
+    image_scales: Sequence[float]
     patience: int | None
 
 
@@ -108,7 +109,13 @@ def fit(
     steps_per_epoch = batches_per_epoch(train, settings.batch_size)
     steps = settings.epochs * steps_per_epoch
     made = optimizers(
-        model, settings.optimizer, settings.lr, settings.other_lr, settings.momentum, settings.weight_decay
+        model,
+        settings.optimizer,
+        settings.lr,
+        settings.other_lr,
+        settings.momentum,
+        settings.weight_decay,
+        settings.dtype,
     )
     schedules = [up_then_down(optimizer, steps, settings.warmup) for optimizer in made]
     # Half-precision gradients of small values vanish without a scale; bf16 has the range of fp32 and needs none.
@@ -116,12 +123,15 @@ def fit(
 
     history: list[Epoch] = []
     best_loss, best_epoch, best_weights = math.inf, 0, _copied(model)
-    step = 0
+    step, scale, shown = 0, 1.0, train
     for epoch in range(1, settings.epochs + 1):
         model.train()
         meter = _Meter(device, on_progress, steps)
         lr = 0.0
-        for images, labels, numbers in shuffled_batches(train, settings.batch_size, generator):
+        wanted = settings.image_scales[(epoch - 1) * len(settings.image_scales) // settings.epochs]
+        if wanted != scale:
+            scale, shown = wanted, Examples(shrunk(train.images, wanted), train.labels)
+        for images, labels, numbers in shuffled_batches(shown, settings.batch_size, generator):
             images = augment(images, numbers, epoch - 1, generator)
             with autocast(device, settings.dtype):
                 logits = model(images)

@@ -63,6 +63,7 @@ class Train(Section):
     label_smoothing: Fraction
     flip: Literal["none", "random", "alternate"]
     crop_padding: Annotated[int, Field(ge=0, le=64)]
+    image_scales: Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=1, max_length=100)]
     patience: Count | None
 
 

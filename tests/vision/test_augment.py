@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torchvision.transforms import v2
 
-from vision.augment import Augment, reflected, shift_and_flip, take_pixels
+from vision.augment import Augment, reflected, shift_and_flip, shrunk, take_pixels
 
 
 def numbered_images(count: int, height: int, width: int, channels: int = 3) -> Tensor:
@@ -112,3 +112,20 @@ def test_take_pixels_may_change_the_size() -> None:
     assert out.shape == (2, 2, 3, 3)
     assert torch.equal(out[0, 1, 0], images[0, 3, 5])
     assert torch.equal(out[1, 0, 2], images[1, 1, 2])
+
+
+@pytest.mark.parametrize("scale", [0.75, 0.5, 0.3])
+def test_shrunk_agrees_with_torchvision_image_by_image(scale: float) -> None:
+    images = torch.randint(0, 256, (3, 32, 20, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    out = shrunk(images, scale)
+    size = [round(32 * scale), round(20 * scale)]
+    assert out.shape == (3, *size, 3)
+    assert out.dtype == torch.uint8
+    for before, after in zip(images, out, strict=True):
+        expected = v2.functional.resize(before.permute(2, 0, 1).float(), size, antialias=True).permute(1, 2, 0)
+        assert (after.float() - expected).abs().max() <= 1
+
+
+def test_shrunk_to_full_size_is_the_same() -> None:
+    images = torch.randint(0, 256, (3, 8, 8, 3), dtype=torch.uint8)
+    assert torch.equal(shrunk(images, 1.0), images)

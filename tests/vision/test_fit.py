@@ -24,6 +24,7 @@ SETTINGS = fit.Settings(
     label_smoothing=0.1,
     flip="alternate",
     crop_padding=1,
+    image_scales=[1.0],
     patience=None,
 )
 EMPTY = Examples(torch.zeros(0, 8, 8, 3, dtype=torch.uint8), torch.zeros(0, dtype=torch.int64))

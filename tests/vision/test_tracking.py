@@ -49,7 +49,6 @@ def created(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("store")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
-        patch.chdir(ROOT)
         images = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
         model = Net().eval()
         figure = Figure()
