@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from vision import arrays, infer, scores, tracking, weights
-from vision.device import choose
+from vision.device import choose, keep_freed_memory
 from vision.params import load_params
 from vision.progress import bar
 from vision.stage import ROOT, UserError, run_stage
@@ -26,21 +26,23 @@ def main() -> None:
         device, dtype = choose(params.train.device, params.train.precision)
     except ValueError as error:
         raise UserError(f"params.yaml: {error}") from None
+    keep_freed_memory()
 
     model.to(device)
-    images = torch.tensor(test.images, device=device)
-    one_view, _ = probabilities_with_progress(model, images, dtype, settings.batch_size, "one")
-    probabilities, seconds = probabilities_with_progress(model, images, dtype, settings.batch_size, settings.views)
-
-    summary = {
-        **scores.summary(test.labels, probabilities),
-        "accuracy_one_view": scores.summary(test.labels, one_view)["accuracy"],
-        "images_per_s": len(images) / seconds,
-        "seconds": seconds,
-    }
-    arrays.write_json(ROOT / "metrics/test.json", summary)
-    write_tables(np.asarray(test.labels), probabilities, stats.classes)
     with tracking.resumed_run(params.tracking, record["mlflow"]) as run:
+        images = torch.tensor(test.images, device=device)
+        one_view, _ = probabilities_with_progress(model, images, dtype, settings.batch_size, "one")
+        probabilities, seconds = probabilities_with_progress(model, images, dtype, settings.batch_size, settings.views)
+
+        summary = {
+            **scores.summary(test.labels, probabilities),
+            "accuracy_one_view": scores.summary(test.labels, one_view)["accuracy"],
+            "images_per_s": len(images) / seconds,
+            "seconds": seconds,
+        }
+        arrays.write_json(ROOT / "metrics/test.json", summary)
+        write_tables(np.asarray(test.labels), probabilities, stats.classes)
+        run.set_tags({"evaluate": settings.model_dump()})
         run.log_metrics({f"test/{name}": value for name, value in summary.items()})
     print(
         f"evaluate: test accuracy {summary['accuracy']:.2%}, with one view an image {summary['accuracy_one_view']:.2%}"

@@ -6,13 +6,10 @@ import torch
 
 from vision import arrays, fit, tracking, weights
 from vision.batches import Examples
-from vision.device import choose, environment
+from vision.device import choose, environment, keep_freed_memory
 from vision.params import Params, load_params
 from vision.progress import bar
 from vision.stage import ROOT, UserError, run_stage
-
-TOTALS = ("best_epoch", "epochs", "seconds", "parameters")
-"""The figures of metrics/train.json that are not an epoch's own."""
 
 
 def main() -> None:
@@ -23,6 +20,7 @@ def main() -> None:
         device, dtype = choose(params.train.device, params.train.precision)
     except ValueError as error:
         raise UserError(f"params.yaml: {error}") from None
+    keep_freed_memory()
     train, val = (examples(name, device) for name in ("train", "val"))
 
     torch.manual_seed(params.seed)
@@ -57,7 +55,7 @@ def main() -> None:
         found = environment(device, dtype)
         arrays.write_json(ROOT / "models/run.json", {"mlflow": run.record, "environment": found})
         run.set_tags(found)
-        run.log_metrics({f"train/{name}": float(value) for name, value in summary.items() if name in TOTALS})
+        run.log_metrics({f"final/{name}": float(value) for name, value in summary.items()})
         probabilities = torch.nn.Sequential(model.cpu(), torch.nn.Softmax(1)).eval()
         run.log_model(probabilities, train.images[:2].cpu().numpy(), stats.classes)
     best = fitted.history[fitted.best_epoch - 1]

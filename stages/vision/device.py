@@ -1,5 +1,6 @@
 """Where to compute and in which precision, and what to tell about it afterwards."""
 
+import ctypes
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
@@ -43,6 +44,22 @@ def _has_native_bf16(device: torch.device) -> bool:
     if device.type == "cpu" and platform.machine() in ("x86_64", "AMD64"):
         return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return False
+
+
+def keep_freed_memory() -> None:
+    """Have this process keep the memory that it frees, for its next allocation; on Linux with glibc, else nothing.
+
+    Otherwise each large tensor is mapped anew, and the kernel clears its pages again at every step: a fifth of the time
+    of a training step on a CPU.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_MMAP_MAX, 0)
+        libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+_M_MMAP_MAX, _M_TRIM_THRESHOLD = -4, -1
+"""From glibc's malloc.h."""
 
 
 def environment(device: torch.device, dtype: torch.dtype) -> dict[str, object]:

@@ -34,7 +34,7 @@ def run_stage(main: Callable[[], None]) -> None:
     except UserError as error:
         _fail(name, str(error), status=1)
     except KeyboardInterrupt:
-        _fail(name, "interrupted; nothing was written", status=130)
+        _fail(name, "interrupted; `dvc repro` begins this stage anew", status=130)
     except OSError as error:
         if error.filename is None and error.errno is None:
             raise
