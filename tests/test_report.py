@@ -20,9 +20,10 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
-import report
 from vision import arrays, figures
+from vision.page import duration, heat, render
 from vision.params import load_params
+from vision.results import read_results
 from vision.stage import ROOT, UserError
 
 CIFAR = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -237,7 +238,7 @@ def test_headline_figures_are_those_of_the_files(project: Path, page: str) -> No
     assert f"Training time {train['seconds']} s on AMD EPYC" in text
     assert f"Training speed {train['images_per_s']:,.0f} images a second" in text
     assert f"Parameters {train['parameters']:,}" in text
-    assert "learned 300 images of 10 classes in 10 epochs on AMD EPYC (cpu, bf16), which took 110.2 s" in text
+    assert "learned from 300 images of 10 classes in 10 epochs on AMD EPYC (cpu, bf16), which took 110.2 s" in text
 
 
 def test_confusion_table_is_that_of_the_file(project: Path, page: str) -> None:
@@ -336,7 +337,7 @@ def test_same_files_give_the_same_page_and_the_stage_says_where_it_is(project: P
 
 def rendered(root: Path) -> str:
     """The page as the stage makes it, without a process of its own."""
-    return report.render(load_params(root / "params.yaml"), report.read_results(root))
+    return render(load_params(root / "params.yaml"), read_results(root))
 
 
 def with_page(root: Path) -> Path:
@@ -368,7 +369,7 @@ def test_hundred_classes_stay_below_three_megabytes(hundred: Path) -> None:
     page = (hundred / "report" / "index.html").read_text(encoding="utf-8")
     shown = table_of(page, 'id="confusion"')
     assert len(shown) == 101
-    assert shown[0][1:] == [row[0] for row in shown[1:]] == report.read_results(hundred).classes
+    assert shown[0][1:] == [row[0] for row in shown[1:]] == read_results(hundred).classes
     assert len(page) < 3e6
 
 
@@ -391,13 +392,13 @@ def test_class_names_cannot_become_markup(tmp_path: Path) -> None:
     ("seconds", "words"), [(0.04, "0.0 s"), (119.94, "119.9 s"), (725, "12 min 05 s"), (12_000, "3 h 20 min")]
 )
 def test_durations_are_easy_to_read(seconds: float, words: str) -> None:
-    assert report.duration(seconds) == words
+    assert duration(seconds) == words
 
 
 def test_heat_shows_mistakes_beside_a_strong_diagonal() -> None:
-    heat = report.heat(np.array([[98, 2, 0], [1, 99, 0], [0, 0, 0]]))
-    assert heat[0].tolist() == [0.98, 1, 0]
-    assert heat[1].tolist() == [0.5, 0.99, 0]
+    shown = heat(np.array([[98, 2, 0], [1, 99, 0], [0, 0, 0]]))
+    assert shown[0].tolist() == [0.98, 1, 0]
+    assert shown[1].tolist() == [0.5, 0.99, 0]
     assert heat[2].tolist() == [0, 0, 0]
 
 
@@ -419,7 +420,7 @@ def test_bad_files_are_named_in_one_line(tmp_path: Path, name: str, content: str
     root = make_project(tmp_path, test=40)
     (root / name).unlink() if content is None else (root / name).write_text(content)
     with pytest.raises(UserError) as error:
-        report.read_results(root)
+        read_results(root)
     assert words in str(error.value)
     assert "\n" not in str(error.value)
 
