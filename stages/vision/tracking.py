@@ -14,6 +14,7 @@ import subprocess
 import sys
 import textwrap
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -172,6 +173,8 @@ class _MlflowRun(Run):
 
         images = TensorSpec(np.dtype(np.uint8), (-1, *example.shape[1:]))
         probabilities = TensorSpec(np.dtype(np.float32), (-1, len(classes)))
+        # torch warns of weights that are not on a CPU; these are.
+        warnings.filterwarnings("ignore", "No complete tensor found in the group", UserWarning)
         info = mlflow.pytorch.log_model(
             model,
             name="model",
