@@ -1,8 +1,11 @@
 """Download: the real CIFAR-10, each batch checked against its pinned checksum, as uint8 arrays in data/raw."""
 
+from vision.stage import ROOT, run_stage
+
+# isort: split
+# What follows takes seconds to import; vision.stage stands before it so that Ctrl-C is one line even then.
 from vision import arrays, formats, sources
 from vision.params import load_params
-from vision.stage import ROOT, run_stage
 
 
 def main() -> None:

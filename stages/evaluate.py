@@ -1,5 +1,9 @@
 """Score the model on the test split, which no other stage looks at; the figures join the model's MLflow run."""
 
+from vision.stage import ROOT, UserError, run_stage
+
+# isort: split
+# What follows takes seconds to import; vision.stage stands before it so that Ctrl-C is one line even then.
 import time
 
 import numpy as np
@@ -9,14 +13,13 @@ from vision import arrays, infer, scores, tracking, weights
 from vision.device import choose, keep_freed_memory
 from vision.params import load_params
 from vision.progress import bar
-from vision.stage import ROOT, UserError, run_stage
 
 
 def main() -> None:
     """models/, data/processed -> data/predictions, metrics/test.json and the tables beside it."""
     params = load_params()
     settings = params.evaluate
-    record = arrays.read_json(ROOT / "models/run.json")
+    record = arrays.read_document(ROOT / "models/run.json", "mlflow")
     model, description = weights.load(ROOT / "models")
     stats = arrays.read_stats(ROOT / "data/processed")
     test = arrays.read_split(ROOT / "data/processed", "test")

@@ -1,9 +1,12 @@
 """One page to look at: how well the model does, where it errs, how it was trained; report/index.html holds it all."""
 
+from vision.stage import ROOT, run_stage
+
+# isort: split
+# What follows takes seconds to import; vision.stage stands before it so that Ctrl-C is one line even then.
 from vision import arrays, page, tracking
 from vision.params import load_params
 from vision.results import read_results
-from vision.stage import ROOT, run_stage
 
 
 def main() -> None:

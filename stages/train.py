@@ -1,5 +1,9 @@
 """Fit the network to the training split and keep the best weights by validation; the run is recorded in MLflow."""
 
+from vision.stage import ROOT, UserError, run_stage
+
+# isort: split
+# What follows takes seconds to import; vision.stage stands before it so that Ctrl-C is one line even then.
 from dataclasses import asdict, astuple, fields
 
 import torch
@@ -9,7 +13,6 @@ from vision.batches import Examples
 from vision.device import choose, environment, keep_freed_memory
 from vision.params import Params, load_params
 from vision.progress import bar
-from vision.stage import ROOT, UserError, run_stage
 
 
 def main() -> None:
@@ -40,10 +43,6 @@ def main() -> None:
             fitted = fit_with_progress(model, train, val, params, dtype, run)
         except fit.Diverged as error:
             raise UserError(f"{error} is not a finite number; lower train.lr (now {params.train.lr:g})") from None
-        except torch.OutOfMemoryError:
-            raise UserError(
-                f"{device.type} is out of memory; lower train.batch_size (now {params.train.batch_size})"
-            ) from None
         summary = summarize(fitted, model)
         weights.save(ROOT / "models", model, description)
         arrays.write_csv(
@@ -87,10 +86,12 @@ def fit_with_progress(
             progress_bar.update(round(images * progress.step / progress.steps) - progress_bar.n)
 
         def on_epoch(epoch: fit.Epoch) -> None:
+            validated = ""
+            if epoch.val_loss is not None:
+                validated = f"; val loss {epoch.val_loss:.4f}, accuracy {epoch.val_accuracy:.2%}"
             progress_bar.write(
                 f"epoch {epoch.epoch:3d}: train loss {epoch.train_loss:.4f}, accuracy {epoch.train_accuracy:.2%}"
-                + (f"; val loss {epoch.val_loss:.4f}, accuracy {epoch.val_accuracy:.2%}" if epoch.val_loss else "")
-                + f"; {epoch.seconds:.1f} s, {epoch.images_per_s:,.0f} images/s"
+                f"{validated}; {epoch.seconds:.1f} s, {epoch.images_per_s:,.0f} images/s"
             )
             run.log_epoch(asdict(epoch))
 

@@ -399,7 +399,7 @@ def test_heat_shows_mistakes_beside_a_strong_diagonal() -> None:
     shown = heat(np.array([[98, 2, 0], [1, 99, 0], [0, 0, 0]]))
     assert shown[0].tolist() == [0.98, 1, 0]
     assert shown[1].tolist() == [0.5, 0.99, 0]
-    assert heat[2].tolist() == [0, 0, 0]
+    assert shown[2].tolist() == [0, 0, 0]
 
 
 @pytest.mark.parametrize(

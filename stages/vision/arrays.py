@@ -124,6 +124,22 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}: not valid JSON ({error}); delete it and run `dvc repro`") from None
 
 
+def read_document(path: Path, *keys: str) -> dict[str, Any]:
+    """Read a JSON object that has these keys; `a.b` is the key b of the object under a.
+
+    Raises:
+        UserError: the file is missing, is not JSON, or lacks a key.
+    """
+    document = read_json(path)
+    for key in keys:
+        found = document
+        for part in key.split("."):
+            if not isinstance(found, dict) or part not in found:
+                raise UserError(f"{path}: lacks {key!r}; delete it and run `dvc repro`")
+            found = found[part]
+    return document
+
+
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Write a table; floats keep every digit that they need to be read back as they were."""
     with replaced_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
@@ -136,13 +152,15 @@ def read_csv(path: Path) -> list[dict[str, str]]:
     """Read a table as one dictionary a row.
 
     Raises:
-        UserError: the file is missing.
+        UserError: the file is missing or is not such a table.
     """
     try:
         with path.open(encoding="utf-8", newline="") as file:
             return list(csv.DictReader(file))
     except FileNotFoundError:
         raise UserError(f"{path}: not found; `dvc repro` makes it") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: not a table ({error}); delete it and run `dvc repro`") from None
 
 
 @contextmanager

@@ -4,7 +4,6 @@ Flips and shifts move whole pixels, so both are index maps: output pixel (i, j) 
 (rows[n, i], columns[n, j]). No pixel is invented, and one gather does it all, whatever the combination.
 """
 
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -63,10 +62,13 @@ def shift_and_flip(images: Tensor, down: Tensor, right: Tensor, mirrored: Tensor
 
 
 def shrunk(images: Tensor, scale: float) -> Tensor:
-    """Shrink uint8 images [N, H, W, C] to [N, round(scale * H), round(scale * W), C], uint8, smoothed (antialiased)."""
+    """Shrink uint8 images [N, H, W, C], smoothed (antialiased), to uint8 [N, scale * H, scale * W, C].
+
+    Sizes are rounded, and no less than two pixels.
+    """
     if scale == 1:
         return images
-    size = [max(1, round(scale * pixels)) for pixels in images.shape[1:3]]
+    size = [max(2, round(scale * pixels)) for pixels in images.shape[1:3]]
     parts = []
     for part in images.permute(0, 3, 1, 2).split(1000):
         # On a CPU bytes are resized as they are, on other devices only floats can be.
@@ -76,7 +78,6 @@ def shrunk(images: Tensor, scale: float) -> Tensor:
     return torch.cat(parts).permute(0, 2, 3, 1).contiguous()
 
 
-@dataclass(frozen=True)
 class Augment:
     """Random shift (padded random crop) and flip of training batches.
 
@@ -85,23 +86,28 @@ class Augment:
     "94% on CIFAR-10 in 3.29 seconds", arXiv:2404.00498). `crop_padding` is the largest shift in pixels.
     """
 
-    flip: Flip
-    crop_padding: int
+    def __init__(self, flip: Flip, crop_padding: int, images: int, generator: torch.Generator) -> None:
+        """Toss the first coins of `images` training images with `generator`, which is on their device."""
+        self.flip = flip
+        self.crop_padding = crop_padding
+        self.generator = generator
+        self.coins = self._tossed(images)
 
-    def __call__(self, images: Tensor, numbers: Tensor, epoch: int, generator: torch.Generator) -> Tensor:
+    def __call__(self, images: Tensor, numbers: Tensor, epoch: int) -> Tensor:
         """Augment images [N, H, W, C] that are numbered [N] in the data set, in `epoch` (from 0)."""
-        count, device = len(images), images.device
         reach = min(self.crop_padding, images.shape[1] - 1, images.shape[2] - 1)
         if self.flip == "none" and reach == 0:
             return images
-        shifts = torch.randint(-reach, reach + 1, (2, count), generator=generator, device=device)
-        if self.flip == "alternate":
-            mirrored = (_coin(numbers) + epoch) % 2 == 1
+        shifts = torch.randint(
+            -reach, reach + 1, (2, len(images)), generator=self.generator, device=self.generator.device
+        )
+        if self.flip == "none":
+            mirrored = torch.zeros_like(numbers, dtype=torch.bool)
+        elif self.flip == "random":
+            mirrored = self._tossed(len(images))
         else:
-            mirrored = torch.rand(count, generator=generator, device=device) < (0.5 if self.flip == "random" else 0)
+            mirrored = self.coins[numbers] ^ (epoch % 2 == 1)
         return shift_and_flip(images, shifts[0], shifts[1], mirrored)
 
-
-def _coin(numbers: Tensor) -> Tensor:
-    """0 or 1 for each number, evenly spread, the same in every epoch (a multiplicative hash)."""
-    return (numbers * 2654435761 >> 16) & 1
+    def _tossed(self, count: int) -> Tensor:
+        return torch.randint(0, 2, (count,), generator=self.generator, device=self.generator.device) == 1

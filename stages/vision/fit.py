@@ -2,6 +2,7 @@
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -105,7 +106,7 @@ def fit(
     """
     device = train.images.device
     generator = torch.Generator(device).manual_seed(settings.seed)
-    augment = Augment(settings.flip, settings.crop_padding)
+    augment = Augment(settings.flip, settings.crop_padding, len(train.labels), generator)
     steps_per_epoch = batches_per_epoch(train, settings.batch_size)
     steps = settings.epochs * steps_per_epoch
     made = optimizers(
@@ -120,19 +121,21 @@ def fit(
     schedules = [up_then_down(optimizer, steps, settings.warmup) for optimizer in made]
     # Half-precision gradients of small values vanish without a scale; bf16 has the range of fp32 and needs none.
     scaler = torch.amp.GradScaler(device.type, enabled=settings.dtype == torch.float16)
+    # The scaler leaves out steps whose gradients overflow, the first one perhaps; the schedule goes on all the same.
+    warnings.filterwarnings("ignore", r"Detected call of `lr_scheduler.step\(\)`")
 
     history: list[Epoch] = []
-    best_loss, best_epoch, best_weights = math.inf, 0, _copied(model)
+    best_loss, best_epoch, best_weights = math.inf, 0, dict[str, Tensor]()
     step, scale, shown = 0, 1.0, train
     for epoch in range(1, settings.epochs + 1):
         model.train()
         meter = _Meter(device, on_progress, steps)
         lr = 0.0
-        wanted = settings.image_scales[(epoch - 1) * len(settings.image_scales) // settings.epochs]
+        wanted = scheduled(settings.image_scales, epoch, settings.epochs)
         if wanted != scale:
             scale, shown = wanted, Examples(shrunk(train.images, wanted), train.labels)
         for images, labels, numbers in shuffled_batches(shown, settings.batch_size, generator):
-            images = augment(images, numbers, epoch - 1, generator)
+            images = augment(images, numbers, epoch - 1)
             with autocast(device, settings.dtype):
                 logits = model(images)
             loss = F.cross_entropy(logits, labels, label_smoothing=settings.label_smoothing)
@@ -167,6 +170,11 @@ def fit(
             break
     model.load_state_dict(best_weights)
     return Fitted(history, best_epoch, stopped_early=len(history) < settings.epochs)
+
+
+def scheduled(scales: Sequence[float], epoch: int, epochs: int) -> float:
+    """The scale for `epoch` (from 1): each has an equal share of the epochs, and the last epoch has the last scale."""
+    return scales[-(-epoch * len(scales) // epochs) - 1]
 
 
 def _copied(model: nn.Module) -> dict[str, Tensor]:

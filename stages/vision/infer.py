@@ -55,10 +55,10 @@ def _averaged(model: nn.Module, images: Tensor, views: Views) -> Tensor:
     if views == "one":
         return model(images)
     shifts = {0: 1.0} if views == "flip" else {0: 0.5, -1: 0.25, 1: 0.25}
-    total = torch.zeros(())
+    logits = []
     for pixels, weight in shifts.items():
         moved = torch.full((len(images),), pixels, device=images.device)
         for side in (False, True):
             mirrored = torch.full_like(moved, side, dtype=torch.bool)
-            total = total.to(images.device) + weight / 2 * model(shift_and_flip(images, moved, moved, mirrored))
-    return total
+            logits.append(weight / 2 * model(shift_and_flip(images, moved, moved, mirrored)))
+    return torch.stack(logits).sum(0)

@@ -115,7 +115,7 @@ def optimizers(
 
 def up_then_down(optimizer: Optimizer, steps: int, warmup: float) -> LambdaLR:
     """Linear rise to the peak learning rate over the share `warmup` of all `steps`, then a linear fall to zero."""
-    rising = round(warmup * steps)
+    rising = min(round(warmup * steps), steps - 1)
 
     def share(step: int) -> float:
         if step < rising:

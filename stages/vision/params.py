@@ -70,7 +70,7 @@ class Train(Section):
 class Evaluate(Section):
     """The test."""
 
-    batch_size: Count
+    batch_size: Annotated[int, Field(ge=1, le=1_000_000)]
     views: Literal["one", "flip", "shift"]
 
 
@@ -118,7 +118,7 @@ def load_params(path: Path = ROOT / "params.yaml") -> Params:
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads numbers as DVC does (YAML 1.2: `1e-3` is a number) and refuses a key given twice."""
+    """SafeLoader that reads `1e-3` as a number, as DVC does (YAML 1.2), and refuses a key given twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         keys = [key.value for key, _ in node.value]
@@ -143,7 +143,7 @@ def _read_yaml(path: Path) -> object:
     except yaml.MarkedYAMLError as error:
         where = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
         raise UserError(f"{path.name}: {where}{error.problem}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, TypeError) as error:  # also of values like a 13th month
         raise UserError(f"{path.name}: not valid YAML ({' '.join(str(error).split())})") from None
     except RecursionError:
         raise UserError(f"{path.name}: nested too deeply") from None
@@ -161,11 +161,14 @@ def _explain(details: ErrorDetails) -> str:
             return f"{where}: missing"
         case "model_type" | "model_attributes_type":
             return f"{where}: must be a section of keys {got}" if where else "must be a mapping of sections"
+        case "invalid_key":
+            return f"{where}: a key must be text"
         case "literal_error":
             return f"{where}: must be {context['expected']} {got}"
         case _:
-            message = details["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
-            return f"{where}: must be {message} {got}"
+            # "Input should be a valid number", "List should have at least 1 item after validation, not 0"
+            message = re.sub(r"^\w+ should |( after validation)?, not \d+$", "", details["msg"])
+            return f"{where}: must {message} {got}"
 
 
 def _nearest(location: tuple[int | str, ...]) -> str:

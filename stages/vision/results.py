@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from vision import arrays
+from vision.arrays import read_document
 from vision.stage import UserError
 
 
@@ -60,15 +61,15 @@ def read_results(root: Path) -> Results:
     bins = {"confidence_from": float, "confidence_to": float, "images": int, "confidence": float, "accuracy": float}
     return Results(
         classes=classes,
-        dataset=_document(metrics / "dataset.json", "classes", "train", "val", "test", "by_class"),
-        model=_document(root / "models" / "model.json", "name"),
-        run=_document(
+        dataset=read_document(metrics / "dataset.json", "classes", "train", "val", "test", "by_class"),
+        model=read_document(root / "models" / "model.json", "name"),
+        run=read_document(
             root / "models" / "run.json",
             "mlflow",
             *(f"environment.{key}" for key in ("device", "device_name", "precision", "versions")),
         ),
-        train=_document(metrics / "train.json", "best_epoch", "epochs", "seconds", "images_per_s", "parameters"),
-        test=_document(metrics / "test.json", "accuracy", "accuracy_one_view", "f1_macro", "calibration_error"),
+        train=read_document(metrics / "train.json", "best_epoch", "epochs", "seconds", "images_per_s", "parameters"),
+        test=read_document(metrics / "test.json", "accuracy", "accuracy_one_view", "f1_macro", "calibration_error"),
         history=_table(metrics / "history.csv", losses),
         per_class=_table(metrics / "per_class.csv", {"class": str, **scores}),
         calibration=_table(metrics / "calibration.csv", bins),
@@ -79,17 +80,6 @@ def read_results(root: Path) -> Results:
         images=images,
         samples=_picture(root / "data" / "samples.png"),
     )
-
-
-def _document(path: Path, *keys: str) -> dict[str, Any]:
-    document = arrays.read_json(path)
-    for key in keys:
-        found: Any = document
-        for part in key.split("."):
-            if not isinstance(found, dict) or part not in found:
-                raise UserError(f"{path}: lacks {key!r}; delete it and run `dvc repro`")
-            found = found[part]
-    return document
 
 
 def _table(path: Path, columns: Mapping[str, Callable[[str], Any]]) -> list[dict[str, Any]]:

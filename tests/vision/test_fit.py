@@ -53,8 +53,8 @@ def network(train: Examples, seed: int = 0) -> models.Classifier:
 
 @pytest.mark.parametrize(
     "change",
-    [{}, {"dtype": torch.bfloat16}, {"optimizer": "sgd", "momentum": 0.9}],
-    ids=["muon", "bf16", "sgd"],
+    [{}, {"dtype": torch.bfloat16}, {"dtype": torch.float16}, {"optimizer": "sgd", "momentum": 0.9}],
+    ids=["fp32", "bf16", "fp16", "sgd"],
 )
 def test_it_learns(change: dict[str, object]) -> None:
     train, val = striped(600, seed=1), striped(200, seed=2)
@@ -64,12 +64,13 @@ def test_it_learns(change: dict[str, object]) -> None:
     assert fitted.history[-1].train_loss < fitted.history[0].train_loss
 
 
-def test_one_seed_gives_bit_identical_weights_and_another_seed_others() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_one_seed_gives_bit_identical_weights_and_another_seed_others(dtype: torch.dtype) -> None:
     train, val = striped(300, seed=1), striped(100, seed=2)
 
     def weights(seed: int) -> list[Tensor]:
         model = network(train)
-        fit.fit(model, train, val, replace(SETTINGS, seed=seed))
+        fit.fit(model, train, val, replace(SETTINGS, seed=seed, dtype=dtype))
         return list(model.state_dict().values())
 
     first, again, other = weights(0), weights(0), weights(1)
@@ -160,3 +161,28 @@ def test_progress_and_epochs_are_told() -> None:
     assert progress[-1].step == progress[-1].steps == 18
     assert [p.step for p in progress] == sorted(p.step for p in progress)
     assert all(math.isfinite(p.loss) and 0 <= p.accuracy <= 1 for p in progress)
+
+
+class Watching(nn.Module):
+    """Remembers the size of the training images of each step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(4))
+        self.seen: list[int] = []
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.training:
+            self.seen.append(images.shape[1])
+        return self.weight.expand(len(images), 4)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "sizes"),
+    [(1, [8]), (2, [6, 8]), (3, [4, 6, 8]), (6, [4, 4, 6, 6, 8, 8]), (4, [4, 6, 8, 8])],
+)
+def test_images_grow_in_equal_parts_of_the_epochs_and_end_at_the_last_scale(epochs: int, sizes: list[int]) -> None:
+    train = striped(50, seed=1)
+    model = Watching()
+    fit.fit(model, train, EMPTY, replace(SETTINGS, epochs=epochs, image_scales=[0.5, 0.75, 1.0]))
+    assert model.seen == sizes

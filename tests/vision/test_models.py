@@ -37,7 +37,7 @@ def test_whitening_makes_the_first_layers_outputs_uncorrelated_with_variance_one
     smooth = nn.functional.avg_pool2d(torch.randn(500, 3, 18, 18), 3, 1)
     images = torch.einsum("nchw,cd->ndhw", smooth, mixing)
     net = ConvNet(channels=3, classes=2, widths=[4], depth=1)
-    net.whiten(images, epsilon=1e-9)
+    net.initialize_from(images, epsilon=1e-9)
     outputs = net.first(images).permute(1, 0, 2, 3).flatten(1)[:12]
     second_moments = outputs @ outputs.T / outputs.shape[1]
     assert torch.allclose(second_moments, torch.eye(12), atol=0.01)

@@ -1,5 +1,7 @@
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from vision.optim import Muon, optimizers, orthogonalized, up_then_down
@@ -83,3 +85,13 @@ def test_the_learning_rate_rises_to_its_peak_then_falls_to_zero() -> None:
         schedule.step()
     assert rates == pytest.approx([2 * x for x in (0.2, 0.4, 0.6, 0.8, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6)])
     assert optimizer.param_groups[0]["lr"] == 0
+
+
+@given(steps=st.integers(1, 1000), warmup=st.floats(0, 0.99999))
+def test_every_step_has_a_positive_learning_rate_whatever_the_warmup(steps: int, warmup: float) -> None:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    share = up_then_down(optimizer, steps, warmup).lr_lambdas[0]
+    rates = [share(step) for step in range(steps + 1)]
+    assert all(0 < rate <= 1 for rate in rates[:-1])
+    assert rates[-1] == 0
+    assert max(rates) == 1

@@ -51,10 +51,11 @@ def test_the_projects_own_file_is_valid_and_every_key_has_a_comment() -> None:
             "params.yaml: preprocess.val_fraction: must be less than or equal to 0.5",
         ),
         ("preprocess", {"train_limit": 0}, "params.yaml: preprocess.train_limit: must be greater than or equal to 1"),
-        ("model", {"widths": []}, "params.yaml: model.widths: "),
+        ("model", {"widths": []}, "params.yaml: model.widths: must have at least 1 item (got [])"),
         ("model", {"widths": [8, "x"]}, "params.yaml: model.widths.1: must be a valid integer (got 'x')"),
         ("tracking", {"enabled": "yes"}, "params.yaml: tracking.enabled: must be a valid boolean (got 'yes')"),
-        ("download", {"source": ""}, "params.yaml: download.source: "),
+        ("download", {"source": ""}, "params.yaml: download.source: must have at least 1 character (got '')"),
+        ("evaluate", {"batch_size": 10**30}, "params.yaml: evaluate.batch_size: must be less than or equal to 1000000"),
     ],
 )
 def test_a_mistake_is_one_line(tmp_path: Path, section: str, values: dict[str, object], line: str) -> None:
@@ -75,6 +76,7 @@ def test_a_missing_key_a_misspelt_section_and_a_section_that_is_none(tmp_path: P
         "params.yaml: train.lr: missing",
         "params.yaml: train.lrr: unknown key; did you mean train.lr?",
     ]
+    assert "params.yaml: 1: a key must be text" in refusal(tmp_path, TEXT + "1: 2\n")
     assert "params.yaml: trian: unknown key; did you mean train?" in refusal(tmp_path, TEXT.replace("train:", "trian:"))
     assert refusal(tmp_path, changed().replace("seed: 0", "seed: 0\nextra: 1"))[0].startswith(
         "params.yaml: extra: unknown"
@@ -93,6 +95,8 @@ def test_a_missing_key_a_misspelt_section_and_a_section_that_is_none(tmp_path: P
         (b"\x80\x81", "not a text file"),
         ("seed: !!python/object/apply:os.system ['true']\n", "could not determine a constructor"),
         ("[" * 5000, "nested too deeply"),
+        ("seed: 2024-13-45\n", "not valid YAML (month must be in 1..12"),
+        ("!!map [1]\n", "not valid YAML"),
     ],
 )
 def test_a_file_that_is_no_such_mapping_is_refused_in_one_line(tmp_path: Path, text: str | bytes, says: str) -> None:
@@ -107,7 +111,7 @@ def test_a_missing_file_is_said(tmp_path: Path) -> None:
 
 
 @given(st.floats(min_value=1e-12, max_value=1e12))
-def test_numbers_are_read_as_dvc_reads_them(tmp_path_factory: pytest.TempPathFactory, value: float) -> None:
+def test_numbers_are_read_however_they_are_written(tmp_path_factory: pytest.TempPathFactory, value: float) -> None:
     path = tmp_path_factory.mktemp("params") / "params.yaml"
     for written in (repr(value), f"{value:e}", f"{value:.0e}"):
         path.write_text(TEXT.replace(f"  lr: {load_params().train.lr}", f"  lr: {written}"))

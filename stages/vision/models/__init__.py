@@ -37,8 +37,8 @@ class Classifier(nn.Module):
     @torch.no_grad()
     def initialize_from(self, images: Tensor) -> None:
         """Let a network whose first weights depend on the data see some training images, uint8 [N, H, W, C]."""
-        if isinstance(self.network, ConvNet):
-            self.network.whiten(self.normalized(images))
+        if initialize := getattr(self.network, "initialize_from", None):
+            initialize(self.normalized(images))
 
 
 def build(

@@ -17,7 +17,7 @@ class ConvNet(nn.Module):
     """`widths` holds the channels of each block, `depth` the convolutions in a block; each block halves the image."""
 
     def __init__(self, channels: int, classes: int, widths: Sequence[int], depth: int) -> None:
-        """Make the net with random weights; call `whiten` before training."""
+        """Make the net with random weights; call `initialize_from` before training."""
         super().__init__()
         # Each principal direction of the 2x2 patches and its negative: GELU keeps one sign of either.
         whitened = 2 * channels * 2 * 2
@@ -34,8 +34,8 @@ class ConvNet(nn.Module):
         return self.last(features.amax(dim=(2, 3)))
 
     @torch.no_grad()
-    def whiten(self, images: Tensor, epsilon: float = 5e-4) -> None:
-        """Set the first layer so that its outputs are uncorrelated, of variance 1, on these normalised images.
+    def initialize_from(self, images: Tensor, epsilon: float = 5e-4) -> None:
+        """Whiten: set the first layer so that its outputs are uncorrelated, of variance 1, on these normalised images.
 
         Args:
             images: [N, C, H, W]; a few thousand are enough.
@@ -45,7 +45,8 @@ class ConvNet(nn.Module):
         channels, (height, width) = weight.shape[1], weight.shape[2:]
         patches = images.float().unfold(2, height, 1).unfold(3, width, 1).permute(0, 2, 3, 1, 4, 5)
         flat = patches.reshape(-1, channels * height * width)
-        variances, directions = torch.linalg.eigh(flat.T @ flat / len(flat))
+        # A matrix so small is decomposed on the CPU: not every device can.
+        variances, directions = torch.linalg.eigh((flat.T @ flat / len(flat)).cpu())
         filters = (directions / (variances + epsilon).sqrt()).T.reshape(-1, channels, height, width)
         weight.copy_(torch.cat([filters, -filters]))
 

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-import preprocess
+from vision import splits
 from vision.arrays import Split
 from vision.stage import UserError
 
@@ -18,7 +18,7 @@ def test_the_split_is_stratified_complete_and_disjoint(
     per_class: list[int], val_fraction: float, limit: int | None, seed: int
 ) -> None:
     labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(per_class)), per_class)).astype(np.uint8)
-    train, val = preprocess.split_rows(labels, val_fraction, limit, seed)
+    train, val = splits.split_rows(labels, val_fraction, limit, seed)
     available = len(labels) - round(val_fraction * len(labels))
     assume(limit is None or limit <= available)
     assert len(val) == len(labels) - available
@@ -33,26 +33,36 @@ def test_the_split_is_stratified_complete_and_disjoint(
 
 def test_the_seed_decides_the_split() -> None:
     labels = np.repeat(np.arange(4), 50).astype(np.uint8)
-    first, again, other = (preprocess.split_rows(labels, 0.1, None, seed)[1].tolist() for seed in (0, 0, 1))
+    first, again, other = (splits.split_rows(labels, 0.1, None, seed)[1].tolist() for seed in (0, 0, 1))
     assert first == again
     assert first != other
 
 
 @pytest.mark.parametrize(
-    ("labels", "fraction", "limit", "parameter"),
-    [([0, 1, 1, 1, 1], 0.4, None, "val_fraction"), ([0, 1] * 50, 0.1, 1, "train_limit")],
+    ("labels", "fraction", "limit", "says"),
+    [
+        ([0, 1] * 50, 0.01, None, "preprocess.val_fraction: takes 1 images, fewer than there are classes"),
+        ([0, 1] * 50, 0.1, 1, "preprocess.train_limit: takes 1 images, fewer than there are classes"),
+        ([0] * 99 + [1], 0.5, None, "preprocess.val_fraction: leaves class 1 without a training image"),
+    ],
 )
 def test_a_split_that_cannot_be_is_refused_by_name(
-    labels: list[int], fraction: float, limit: int | None, parameter: str
+    labels: list[int], fraction: float, limit: int | None, says: str
 ) -> None:
-    with pytest.raises(UserError, match=f"params.yaml: preprocess.{parameter}: cannot take"):
-        preprocess.split_rows(np.array(labels), fraction, limit, 0)
+    with pytest.raises(UserError) as error:
+        splits.split_rows(np.array(labels), fraction, limit, 0)
+    assert says in str(error.value)
+
+
+def test_a_limit_just_below_what_there_is_is_kept() -> None:
+    train, _ = splits.split_rows(np.arange(1000) % 10, 0.1, 899, 0)
+    assert len(train) == 899
 
 
 @given(count=st.integers(1, 30), channels=st.sampled_from([1, 3]), low=st.integers(0, 255), seed=st.integers(0, 100))
 def test_pixel_statistics_agree_with_numpy(count: int, channels: int, low: int, seed: int) -> None:
     images = np.random.default_rng(seed).integers(low, 256, (count, 4, 5, channels), dtype=np.uint8)
-    mean, std = preprocess.pixel_statistics(images)
+    mean, std = splits.pixel_statistics(images)
     pixels = images.reshape(-1, channels) / 255
     assert mean == pytest.approx(pixels.mean(0))
     assert std == pytest.approx(np.maximum(pixels.std(0), 1 / 255))
@@ -62,7 +72,7 @@ def test_counts_by_class() -> None:
     def split(*labels: int) -> Split:
         return Split(np.zeros((len(labels), 2, 2, 3), np.uint8), np.array(labels, np.uint8))
 
-    assert preprocess.counts({"train": split(0, 0, 1), "val": split(1), "test": split()}, ["cat", "dog"]) == {
+    assert splits.counts({"train": split(0, 0, 1), "val": split(1), "test": split()}, ["cat", "dog"]) == {
         "classes": 2,
         "train": 3,
         "val": 1,

@@ -1,0 +1,79 @@
+"""Which images train and which validate, what pixels are normalised with, and how many of each class there are."""
+
+import numpy as np
+from sklearn.utils import resample
+
+from vision.arrays import SPLITS, Split
+from vision.stage import UserError
+
+HALF = [0.5] * 3, [0.5] * 3
+"""Mean and standard deviation that bring pixels in [0, 1] to [-1, 1]."""
+
+
+def split_rows(
+    labels: np.ndarray, val_fraction: float, train_limit: int | None, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Choose the training and the validation images: the same share of every class, by the seed.
+
+    Args:
+        labels: integer [N].
+        val_fraction: share held out for validation.
+        train_limit: keep at most this many of the others, again the same share of every class.
+        seed: what the choice depends on.
+
+    Returns:
+        Ascending int64 indices of the training and of the validation images.
+
+    Raises:
+        UserError: a class has too few images for the split.
+    """
+    rows = np.arange(len(labels), dtype=np.int64)
+    train, val = _stratified(rows, labels, round(val_fraction * len(rows)), seed, "preprocess.val_fraction")
+    if missing := set(labels.tolist()) - set(labels[train].tolist()):
+        raise UserError(f"params.yaml: preprocess.val_fraction: leaves class {min(missing)} without a training image")
+    if train_limit is not None and train_limit < len(train):
+        _, train = _stratified(train, labels, train_limit, seed, "preprocess.train_limit")
+    return np.sort(train), np.sort(val)
+
+
+def _stratified(
+    rows: np.ndarray, labels: np.ndarray, taken: int, seed: int, parameter: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Take `taken` of the rows, the same share of every class: the rows left and the rows taken."""
+    if taken == 0:
+        return rows, rows[:0]
+    classes = len(np.unique(labels[rows]))
+    if taken < classes:
+        raise UserError(f"params.yaml: {parameter}: takes {taken} images, fewer than there are classes ({classes})")
+    took = resample(rows, replace=False, n_samples=taken, stratify=labels[rows], random_state=seed)
+    left = np.setdiff1d(rows, took)
+    return left, took
+
+
+def pixel_statistics(images: np.ndarray) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each channel, for pixels in [0, 1]; images uint8 [N, H, W, C].
+
+    Counted from a histogram of the 256 values, so the result is exact and takes no memory for floats. A channel that
+    is the same everywhere gets the deviation of one level, so that it can be divided by.
+    """
+    chunks = np.array_split(images, -(-len(images) // 5000))
+    levels = np.arange(256) / 255
+    mean, std = [], []
+    for channel in range(images.shape[-1]):
+        histogram = sum(np.bincount(chunk[..., channel].reshape(-1), minlength=256) for chunk in chunks)
+        share = histogram / np.sum(histogram)
+        mean.append(float(share @ levels))
+        std.append(max(float(np.sqrt(share @ (levels - mean[-1]) ** 2)), 1 / 255))
+    return mean, std
+
+
+def counts(splits: dict[str, Split], classes: list[str]) -> dict[str, object]:
+    """How many images each split holds, in all and by class."""
+    by_class = {name: np.bincount(splits[name].labels, minlength=len(classes)) for name in SPLITS}
+    return {
+        "classes": len(classes),
+        **{name: len(splits[name].labels) for name in SPLITS},
+        "by_class": {
+            title: {name: int(by_class[name][number]) for name in SPLITS} for number, title in enumerate(classes)
+        },
+    }
