@@ -53,8 +53,10 @@ def main() -> None:
         arrays.write_json(ROOT / "metrics/train.json", summary)
         found = environment(device, dtype)
         arrays.write_json(ROOT / "models/run.json", {"mlflow": run.record, "environment": found})
-        run.set_tags(found)
-        run.log_metrics({f"final/{name}": float(value) for name, value in summary.items()})
+        run.set_tags({**found, "parameters": summary["parameters"]})
+        run.log_metrics({"train/best_epoch": summary["best_epoch"], "train/total_seconds": summary["seconds"]})
+        if "val_accuracy" in summary:
+            run.log_metrics({f"val/best_{name}": summary[f"val_{name}"] for name in ("loss", "accuracy")})
         probabilities = torch.nn.Sequential(model.cpu(), torch.nn.Softmax(1)).eval()
         run.log_model(probabilities, train.images[:2].cpu().numpy(), stats.classes)
     best = fitted.history[fitted.best_epoch - 1]
@@ -75,15 +77,17 @@ def fit_with_progress(
 ) -> fit.Fitted:
     """Call `fit.fit`, showing a bar of images and a line an epoch, and recording each epoch as it ends."""
     settings = fit.Settings(seed=params.seed, dtype=dtype, **params.train.model_dump(exclude={"device", "precision"}))
-    images = settings.epochs * len(train.labels)
-    with bar(total=images, unit=" images", description="train") as progress_bar:
+    # In per cent: images of an epoch at full size take longer than those of the first ones.
+    form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}, {postfix}"
+    with bar(total=100, unit="%", description="train", bar_format=form) as progress_bar:
 
         def on_progress(progress: fit.Progress) -> None:
             progress_bar.set_postfix_str(
-                f"epoch {progress.epoch}/{settings.epochs}, loss {progress.loss:.3f}, accuracy {progress.accuracy:.1%}",
+                f"epoch {progress.epoch}/{settings.epochs}, loss {progress.loss:.3f}, "
+                f"accuracy {progress.accuracy:.1%}, {progress.images_per_s:,.0f} images/s",
                 refresh=False,
             )
-            progress_bar.update(round(images * progress.step / progress.steps) - progress_bar.n)
+            progress_bar.update(100 * progress.share - progress_bar.n)
 
         def on_epoch(epoch: fit.Epoch) -> None:
             validated = ""

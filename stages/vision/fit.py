@@ -44,13 +44,16 @@ class Settings:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where training stands: `step` of `steps` is done; loss and accuracy are this epoch's so far."""
+    """Where training stands; loss, accuracy and speed are this epoch's so far.
+
+    `share`, in [0, 1], is how much of all the pixels has been trained on: small images take less time.
+    """
 
     epoch: int
-    step: int
-    steps: int
+    share: float
     loss: float
     accuracy: float
+    images_per_s: float
 
 
 @dataclass(frozen=True)
@@ -126,14 +129,16 @@ def fit(
 
     history: list[Epoch] = []
     best_loss, best_epoch, best_weights = math.inf, 0, dict[str, Tensor]()
-    step, scale, shown = 0, 1.0, train
+    scales = [scheduled(settings.image_scales, epoch, settings.epochs) for epoch in range(1, settings.epochs + 1)]
+    pixels = [scale**2 for scale in scales]
+    scale, shown = 1.0, train
     for epoch in range(1, settings.epochs + 1):
         model.train()
-        meter = _Meter(device, on_progress, steps)
+        part = pixels[epoch - 1] / sum(pixels)
+        meter = _Meter(device, on_progress, epoch, steps_per_epoch, sum(pixels[: epoch - 1]) / sum(pixels), part)
         lr = 0.0
-        wanted = scheduled(settings.image_scales, epoch, settings.epochs)
-        if wanted != scale:
-            scale, shown = wanted, Examples(shrunk(train.images, wanted), train.labels)
+        if scales[epoch - 1] != scale:
+            scale, shown = scales[epoch - 1], Examples(shrunk(train.images, scales[epoch - 1]), train.labels)
         for images, labels, numbers in shuffled_batches(shown, settings.batch_size, generator):
             images = augment(images, numbers, epoch - 1)
             with autocast(device, settings.dtype):
@@ -146,24 +151,23 @@ def fit(
                 schedule.step()
                 optimizer.zero_grad(set_to_none=True)
             scaler.update()
-            step += 1
-            meter.add(epoch, step, loss, logits, labels)
-        train_loss, train_accuracy, seconds_training = meter.close(epoch, step)
+            meter.add(loss, logits, labels)
+        trained = meter.tell()
         val_loss, val_accuracy = _validate(model, val, settings) if len(val.labels) else (None, None)
         history.append(
             Epoch(
                 epoch=epoch,
                 lr=lr,
-                train_loss=train_loss,
-                train_accuracy=train_accuracy,
+                train_loss=trained.loss,
+                train_accuracy=trained.accuracy,
                 val_loss=val_loss,
                 val_accuracy=val_accuracy,
                 seconds=time.perf_counter() - meter.started,
-                images_per_s=meter.images / seconds_training,
+                images_per_s=trained.images_per_s,
             )
         )
         on_epoch(history[-1])
-        judged = train_loss if val_loss is None else val_loss
+        judged = trained.loss if val_loss is None else val_loss
         if judged < best_loss:
             best_loss, best_epoch, best_weights = judged, epoch, _copied(model)
         elif settings.patience is not None and epoch - best_epoch >= settings.patience:
@@ -192,31 +196,42 @@ def _validate(model: nn.Module, val: Examples, settings: Settings) -> tuple[floa
 class _Meter:
     """Running loss and accuracy of an epoch, kept on the device: reading them makes a GPU wait, so seldom."""
 
-    def __init__(self, device: torch.device, on_progress: Callable[[Progress], None], steps: int) -> None:
+    def __init__(
+        self,
+        device: torch.device,
+        on_progress: Callable[[Progress], None],
+        epoch: int,
+        steps: int,
+        done: float,
+        part: float,
+    ) -> None:
+        """`done` is the share of all training that lies before this epoch of `steps` steps, `part` the epoch's own."""
         self.started = self.told = time.perf_counter()
-        self.images = 0
         self.on_progress = on_progress
-        self.steps = steps
+        self.epoch, self.steps, self.done, self.part = epoch, steps, done, part
+        self.step = self.images = 0
         self.loss = torch.zeros((), device=device)
         self.correct = torch.zeros((), device=device)
 
-    def add(self, epoch: int, step: int, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+    def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+        self.step += 1
         self.images += len(labels)
         self.loss += loss.detach() * len(labels)
         self.correct += (logits.detach().argmax(1) == labels).sum()
         if time.perf_counter() - self.told > 0.25:
-            self._tell(epoch, step)
+            self.tell()
 
-    def close(self, epoch: int, step: int) -> tuple[float, float, float]:
-        """Mean loss, accuracy and seconds of the epoch's training."""
-        progress = self._tell(epoch, step)
-        return progress.loss, progress.accuracy, time.perf_counter() - self.started
-
-    def _tell(self, epoch: int, step: int) -> Progress:
+    def tell(self) -> Progress:
         loss, correct = torch.stack([self.loss, self.correct]).tolist()
         if not math.isfinite(loss):
-            raise Diverged(f"training loss in epoch {epoch}, step {step} of {self.steps}")
-        progress = Progress(epoch, step, self.steps, loss / self.images, correct / self.images)
-        self.on_progress(progress)
+            raise Diverged(f"training loss in epoch {self.epoch}, step {self.step} of {self.steps}")
         self.told = time.perf_counter()
+        progress = Progress(
+            epoch=self.epoch,
+            share=self.done + self.part * self.step / self.steps,
+            loss=loss / self.images,
+            accuracy=correct / self.images,
+            images_per_s=self.images / (self.told - self.started),
+        )
+        self.on_progress(progress)
         return progress

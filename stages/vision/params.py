@@ -113,8 +113,11 @@ def load_params(path: Path = ROOT / "params.yaml") -> Params:
     try:
         return Params.model_validate(document)
     except ValidationError as error:
-        lines = [f"{path.name}: {_explain(details)}" for details in error.errors(include_url=False)]
-        raise UserError("\n".join(lines)) from None
+        mistakes = error.errors(include_url=False)
+        meant = {_nearest(details["loc"]) for details in mistakes if details["type"] == "extra_forbidden"}
+        # A key that is missing because it is misspelt is one mistake, not two.
+        told = [one for one in mistakes if not (one["type"] == "missing" and _path(one["loc"]) in meant)]
+        raise UserError("\n".join(f"{path.name}: {_explain(details)}" for details in told)) from None
 
 
 class _Loader(yaml.SafeLoader):
@@ -151,12 +154,16 @@ def _read_yaml(path: Path) -> object:
 
 def _explain(details: ErrorDetails) -> str:
     """One line for one pydantic error: `train.lr: must be greater than 0 (got -1)`."""
-    where = ".".join(str(part) for part in details["loc"])
+    where = _path(details["loc"])
     got = f"(got {details['input']!r})"
     context = details.get("ctx", {})
     match details["type"]:
         case "extra_forbidden":
-            return f"{where}: unknown key{_nearest(details['loc'])}"
+            near = _nearest(details["loc"])
+            hint = (
+                f"did you mean {near}?" if near else f"known here: {', '.join(_section(details['loc']).model_fields)}"
+            )
+            return f"{where}: unknown key; {hint}"
         case "missing":
             return f"{where}: missing"
         case "model_type" | "model_attributes_type":
@@ -171,13 +178,19 @@ def _explain(details: ErrorDetails) -> str:
             return f"{where}: must {message} {got}"
 
 
-def _nearest(location: tuple[int | str, ...]) -> str:
-    """`; did you mean train.lr?` for the key at `location`, with all known keys at the end where none is near."""
+def _path(location: tuple[int | str, ...]) -> str:
+    return ".".join(str(part) for part in location)
+
+
+def _section(location: tuple[int | str, ...]) -> type[BaseModel]:
+    """The section that holds the key at `location`."""
     section: type[BaseModel] = Params
     for part in location[:-1]:
         section = cast(type[BaseModel], section.model_fields[str(part)].annotation)
-    prefix = "".join(f"{part}." for part in location[:-1])
-    near = difflib.get_close_matches(str(location[-1]), section.model_fields, n=1, cutoff=0.5)
-    if near:
-        return f"; did you mean {prefix}{near[0]}?"
-    return f"; known here: {', '.join(section.model_fields)}"
+    return section
+
+
+def _nearest(location: tuple[int | str, ...]) -> str | None:
+    """The known key that an unknown one at `location` looks like, as a path; None where there is none."""
+    near = difflib.get_close_matches(str(location[-1]), _section(location).model_fields, n=1, cutoff=0.5)
+    return _path((*location[:-1], near[0])) if near else None

@@ -117,7 +117,7 @@ def resumed_run(settings: Tracking, record: dict[str, str] | None) -> Iterator[R
         yield Run()
         return
     current = os.environ.get("MLFLOW_TRACKING_URI", "")
-    uri = current if _public(current) == record["tracking_uri"] else record["tracking_uri"]
+    uri = current if _public(current) == record["tracking_uri"] else _resolved(record["tracking_uri"])
     with _opening(uri):
         run = _find(uri, record)
     with _answering(uri):
@@ -198,7 +198,7 @@ def _start(uri: str, params: Params) -> "_MlflowRun":
     # `mlflow.pytorch.log_model` and MLflow's system metrics go to the active run.
     mlflow.set_tracking_uri(uri)
     mlflow.start_run(run_id)
-    return _MlflowRun(client, {"run_id": run_id, "experiment_id": experiment_id, "tracking_uri": _public(uri)})
+    return _MlflowRun(client, {"run_id": run_id, "experiment_id": experiment_id, "tracking_uri": _recorded(uri)})
 
 
 def _find(uri: str, record: dict[str, str]) -> Run:
@@ -264,9 +264,20 @@ def _experiment_id(client: "MlflowClient", name: str) -> str:
 
 
 def _tracking_uri() -> str:
-    """MLFLOW_TRACKING_URI, or MLflow's default at the main root; a relative SQLite file is there too."""
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"{_SQLITE}mlflow.db"
+    """MLFLOW_TRACKING_URI, or MLflow's default at the main root."""
+    return _resolved(os.environ.get("MLFLOW_TRACKING_URI") or f"{_SQLITE}mlflow.db")
+
+
+def _resolved(uri: str) -> str:
+    """The URI with a relative path of an SQLite file taken from the main root."""
     return f"{_SQLITE}{_main_root() / _database(uri)}" if uri.startswith(_SQLITE) else uri
+
+
+def _recorded(uri: str) -> str:
+    """The URI for models/run.json: without a password, and relative where it can be, so that a checkout may move."""
+    if uri.startswith(_SQLITE) and _database(uri).is_relative_to(_main_root()):
+        return f"{_SQLITE}{_database(uri).relative_to(_main_root())}"
+    return _public(uri)
 
 
 def _main_root() -> Path:

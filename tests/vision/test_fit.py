@@ -158,8 +158,11 @@ def test_progress_and_epochs_are_told() -> None:
     epochs: list[fit.Epoch] = []
     fitted = fit.fit(network(train), train, val, SETTINGS, progress.append, epochs.append)
     assert epochs == fitted.history
-    assert progress[-1].step == progress[-1].steps == 18
-    assert [p.step for p in progress] == sorted(p.step for p in progress)
+    assert progress[-1].share == pytest.approx(1)
+    assert [p.share for p in progress] == sorted(p.share for p in progress)
+    ends = [[p.share for p in progress if p.epoch == epoch][-1] for epoch in (1, 2, 3)]
+    assert ends == pytest.approx([1 / 3, 2 / 3, 1])
+    assert all(p.images_per_s > 0 for p in progress)
     assert all(math.isfinite(p.loss) and 0 <= p.accuracy <= 1 for p in progress)
 
 

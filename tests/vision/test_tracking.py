@@ -298,7 +298,11 @@ def test_a_relative_sqlite_file_is_at_the_main_root(store: Path, monkeypatch: py
     with tracking.training_run(params(), STATS) as run:
         pass
     assert run.record is not None
-    assert run.record["tracking_uri"] == f"sqlite:///{store}/mlflow.db"
+    assert run.record["tracking_uri"] == "sqlite:///mlflow.db"
+    assert stored(store, run.record).info.status == "FINISHED"
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    with tracking.resumed_run(ON, run.record) as resumed:
+        assert resumed.record == run.record
 
 
 def fails(settings: Params) -> str:
