@@ -128,8 +128,8 @@ def duration(seconds: float) -> str:
 
 
 def plain(value: object) -> str:
-    """A parameter or a figure as it stands in its file."""
-    return value if isinstance(value, str) else json.dumps(value)
+    """A parameter or a figure as it stands in its file, floats to six digits."""
+    return value if isinstance(value, str) else f"{value:.6g}" if isinstance(value, float) else json.dumps(value)
 
 
 def _column(rows: list[dict[str, Any]], name: str) -> list[Any]:

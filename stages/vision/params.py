@@ -160,10 +160,8 @@ def _explain(details: ErrorDetails) -> str:
     match details["type"]:
         case "extra_forbidden":
             near = _nearest(details["loc"])
-            hint = (
-                f"did you mean {near}?" if near else f"known here: {', '.join(_section(details['loc']).model_fields)}"
-            )
-            return f"{where}: unknown key; {hint}"
+            known = ", ".join(_section(details["loc"]).model_fields)
+            return f"{where}: unknown key; " + (f"did you mean {near}?" if near else f"known here: {known}")
         case "missing":
             return f"{where}: missing"
         case "model_type" | "model_attributes_type":

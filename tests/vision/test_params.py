@@ -74,10 +74,9 @@ def test_all_mistakes_are_shown_at_once(tmp_path: Path) -> None:
 def test_a_missing_key_a_misspelt_section_and_a_section_that_is_none(tmp_path: Path) -> None:
     misspelt = TEXT.replace("  lr:", "  lrr:")
     assert refusal(tmp_path, misspelt) == ["params.yaml: train.lrr: unknown key; did you mean train.lr?"]
-    assert refusal(tmp_path, misspelt.replace("lrr:", "zzz:")) == [
-        "params.yaml: train.lr: missing",
-        f"params.yaml: train.zzz: unknown key; known here: {', '.join(Params.model_fields['train'].annotation.model_fields)}",
-    ]
+    missing, unknown = refusal(tmp_path, misspelt.replace("lrr:", "zzz:"))
+    assert missing == "params.yaml: train.lr: missing"
+    assert unknown.startswith("params.yaml: train.zzz: unknown key; known here: device, precision, epochs, ")
     assert "params.yaml: 1: a key must be text" in refusal(tmp_path, TEXT + "1: 2\n")
     misspelt = TEXT.replace("train:", "trian:")
     assert refusal(tmp_path, misspelt) == ["params.yaml: trian: unknown key; did you mean train?"]
