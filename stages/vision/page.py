@@ -129,7 +129,9 @@ def duration(seconds: float) -> str:
 
 def plain(value: object) -> str:
     """A parameter or a figure as it stands in its file, floats to six digits."""
-    return value if isinstance(value, str) else f"{value:.6g}" if isinstance(value, float) else json.dumps(value)
+    if isinstance(value, float):
+        value = float(f"{value:.6g}")
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _column(rows: list[dict[str, Any]], name: str) -> list[Any]:
