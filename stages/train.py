@@ -5,6 +5,7 @@ from vision.stage import ROOT, UserError, run_stage
 # isort: split
 # What follows takes seconds to import; vision.stage stands before it so that Ctrl-C is one line even then.
 from dataclasses import asdict, astuple, fields
+from statistics import harmonic_mean
 
 import torch
 
@@ -106,14 +107,14 @@ def summarize(fitted: fit.Fitted, model: torch.nn.Module) -> dict[str, float]:
     """The figures of metrics/train.json: those of the best epoch, and the totals."""
     best = asdict(fitted.history[fitted.best_epoch - 1])
     names = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")
-    seconds = sum(epoch.seconds for epoch in fitted.history)
     return {
         "best_epoch": fitted.best_epoch,
         "epochs": len(fitted.history),
         "stopped_early": fitted.stopped_early,
         **{name: best[name] for name in names if best[name] is not None},
-        "seconds": seconds,
-        "images_per_s": sum(epoch.images_per_s * epoch.seconds for epoch in fitted.history) / seconds,
+        "seconds": sum(epoch.seconds for epoch in fitted.history),
+        # Every epoch trains on as many images.
+        "images_per_s": harmonic_mean([epoch.images_per_s for epoch in fitted.history]),
         "parameters": sum(p.numel() for p in model.parameters()),
     }
 

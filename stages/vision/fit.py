@@ -190,7 +190,7 @@ def _validate(model: nn.Module, val: Examples, settings: Settings) -> tuple[floa
     loss = F.cross_entropy(logits, val.labels).item()
     if not math.isfinite(loss):
         raise Diverged("validation loss")
-    return loss, (logits.argmax(1) == val.labels).float().mean().item()
+    return loss, (logits.argmax(1) == val.labels).sum().item() / len(val.labels)
 
 
 class _Meter:

@@ -1,0 +1,127 @@
+"""One training step of the default network: how long it takes, where the time goes, what keeping freed memory saves.
+
+    python benchmarks/step.py                # 5 rounds, with and without kept memory in turn, each a process of its own
+    python benchmarks/step.py --size 24      # smaller images
+
+Random images stand in for the data: they cost the same. Needs torch alone.
+"""
+
+import argparse
+import statistics
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "stages"))
+
+import torch
+import torch.nn.functional as F
+from torch.profiler import ProfilerActivity, profile
+
+from vision import models
+from vision.augment import Augment
+from vision.batches import Examples, shuffled_batches
+from vision.device import choose, keep_freed_memory
+from vision.infer import autocast
+from vision.optim import optimizers
+
+KINDS = {
+    "convolution": ("convolution",),
+    "pooling": ("max_pool", "fill_", "amax"),
+    "activation": ("gelu",),
+    "normalisation": ("batch_norm",),
+    "optimiser": ("bmm", "_foreach", "linalg_vector_norm", "Optimizer"),
+}
+
+
+def training_step(batch_size: int, size: int) -> Callable[[], None]:
+    """A function that does one step of the default recipe on random images of size x size pixels."""
+    device, dtype = choose("auto", "auto")
+    torch.manual_seed(0)
+    generator = torch.Generator(device).manual_seed(0)
+    model = models.build("convnet", {"widths": [32, 128, 128], "depth": 2}, 3, 10, [0.5] * 3, [0.25] * 3).to(device)
+    images = torch.randint(0, 256, (batch_size, size, size, 3), dtype=torch.uint8, device=device, generator=generator)
+    labels = torch.randint(0, 10, (batch_size,), device=device, generator=generator)
+    model.initialize_from(images)
+    made = optimizers(model, "muon", 0.15, 0.02, 0.6, 0.0, dtype)
+    augment = Augment("alternate", 2, batch_size, generator)
+
+    def step() -> None:
+        for batch in shuffled_batches(Examples(images, labels), batch_size, generator):
+            shown = augment(batch.images, batch.numbers, 0)
+            with autocast(device, dtype):
+                logits = model(shown)
+            F.cross_entropy(logits, batch.labels, label_smoothing=0.1).backward()
+            for optimizer in made:
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    return step
+
+
+def seconds_a_step(batch_size: int, size: int, steps: int) -> float:
+    """Median of `steps` steps after three that warm up."""
+    step = training_step(batch_size, size)
+    times = []
+    for _ in range(steps + 3):
+        started = time.perf_counter()
+        step()
+        times.append(time.perf_counter() - started)
+    return statistics.median(times[3:])
+
+
+def shares(batch_size: int, size: int, steps: int = 5) -> dict[str, float]:
+    """Share of the CPU time of a step by kind of operation."""
+    step = training_step(batch_size, size)
+    for _ in range(3):
+        step()
+    with profile(activities=[ProfilerActivity.CPU]) as record:
+        for _ in range(steps):
+            step()
+    spent: dict[str, float] = defaultdict(float)
+    for event in record.key_averages():
+        kind = next((kind for kind, names in KINDS.items() if any(name in event.key for name in names)), "all else")
+        spent[kind] += event.self_cpu_time_total
+    total = sum(spent.values())
+    return {kind: time / total for kind, time in sorted(spent.items(), key=lambda item: -item[1])}
+
+
+def main() -> None:
+    """Print both tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--batch-size", type=int, default=500)
+    parser.add_argument("--size", type=int, default=32)
+    parser.add_argument("--one", choices=["kept", "returned"], help=argparse.SUPPRESS)
+    options = parser.parse_args()
+
+    if options.one:
+        if options.one == "kept":
+            keep_freed_memory()
+        print(seconds_a_step(options.batch_size, options.size, options.steps))
+        return
+
+    times: dict[str, list[float]] = {"returned": [], "kept": []}
+    for _ in range(options.rounds):
+        for memory, found in times.items():
+            command = [sys.executable, *sys.argv, "--one", memory]
+            found.append(float(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+    size = f"{options.size}x{options.size}"
+    print(f"{options.batch_size} images of {size}, {options.rounds} rounds of {options.steps} steps")
+    for memory, found in times.items():
+        print(f"freed memory {memory}: median {statistics.median(found):.4f} s, {min(found):.4f} to {max(found):.4f} s")
+    ratios = [kept / returned for kept, returned in zip(times["kept"], times["returned"], strict=True)]
+    print(f"kept / returned: median {statistics.median(ratios):.3f}, {min(ratios):.3f} to {max(ratios):.3f}")
+    keep_freed_memory()
+    for kind, share in shares(options.batch_size, options.size).items():
+        print(f"{kind:15} {share:6.1%}")
+
+
+if __name__ == "__main__":
+    main()
