@@ -31,7 +31,7 @@ from vision.optim import optimizers
 KINDS = {
     "convolution": ("convolution",),
     "pooling": ("max_pool", "fill_", "amax"),
-    "activation": ("gelu",),
+    "activation": ("silu",),
     "normalisation": ("batch_norm",),
     "optimiser": ("bmm", "_foreach", "linalg_vector_norm", "Optimizer"),
 }
@@ -50,7 +50,7 @@ def training_step(batch_size: int, size: int) -> Callable[[], None]:
     augment = Augment("alternate", 2, batch_size, generator)
 
     def step() -> None:
-        for batch in shuffled_batches(Examples(images, labels), batch_size, generator):
+        for batch in shuffled_batches(Examples(images, labels), torch.arange(batch_size), batch_size, generator):
             shown = augment(batch.images, batch.numbers, 0)
             with autocast(device, dtype):
                 logits = model(shown)

@@ -11,7 +11,7 @@ import torch
 
 from vision import arrays, infer, scores, tracking, weights
 from vision.device import choose, keep_freed_memory
-from vision.params import load_params
+from vision.params import Evaluate, load_params
 from vision.progress import bar
 
 
@@ -33,15 +33,15 @@ def main() -> None:
 
     model.to(device)
     with tracking.resumed_run(params.tracking, record["mlflow"]) as run:
+        started = time.perf_counter()
         images = torch.tensor(test.images, device=device)
-        probabilities, seconds = probabilities_with_progress(model, images, dtype, settings.batch_size, settings.views)
-        one_view = probabilities
-        if settings.views != "one":
-            one_view, _ = probabilities_with_progress(model, images, dtype, settings.batch_size, "one")
+        one_view, logits = logits_with_progress(model, images, dtype, settings)
+        probabilities = logits.softmax(1).cpu().numpy()
+        seconds = time.perf_counter() - started
 
         summary = {
             **scores.summary(test.labels, probabilities),
-            "accuracy_one_view": float((one_view.argmax(1) == test.labels).mean()),
+            "accuracy_one_view": float((one_view.argmax(1).cpu().numpy() == test.labels).mean()),
             "images_per_s": len(images) / seconds,
             "seconds": seconds,
         }
@@ -54,15 +54,16 @@ def main() -> None:
     )
 
 
-def probabilities_with_progress(
-    model: torch.nn.Module, images: torch.Tensor, dtype: torch.dtype, batch_size: int, views: infer.Views
-) -> tuple[np.ndarray, float]:
-    """Class probabilities, float32 [N, classes], and the seconds that they took."""
-    started = time.perf_counter()
-    with bar(total=len(images), unit=" images", description=f"evaluate, views: {views}") as progress_bar:
-        logits = infer.predict(model, images, batch_size, dtype, views, on_batch=progress_bar.update)
-        probabilities = logits.softmax(1).cpu().numpy()
-    return probabilities, time.perf_counter() - started
+def logits_with_progress(
+    model: torch.nn.Module, images: torch.Tensor, dtype: torch.dtype, settings: Evaluate
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits [N, classes] of one view of each image, and with further views averaged as the settings say."""
+    size, views, unsure = settings.batch_size, settings.views, settings.unsure
+    total = len(images) + infer.other_views(len(images), views, unsure)
+    with bar(total=total, unit=" views", description="evaluate") as progress_bar:
+        one_view = infer.predict(model, images, size, dtype, progress_bar.update)
+        logits = infer.averaged(model, images, one_view, size, dtype, views, unsure, progress_bar.update)
+    return one_view, logits
 
 
 def write_tables(labels: np.ndarray, probabilities: np.ndarray, classes: list[str]) -> None:

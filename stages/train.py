@@ -4,16 +4,21 @@ from vision.stage import ROOT, UserError, run_stage
 
 # isort: split
 # What follows takes seconds to import; vision.stage stands before it so that Ctrl-C is one line even then.
-from dataclasses import asdict, astuple, fields
-from statistics import harmonic_mean
+import time
+from collections.abc import Callable
+from dataclasses import asdict
 
 import torch
 
-from vision import arrays, fit, tracking, weights
+from vision import arrays, fit, speed, tracking, weights
+from vision.augment import shrunk
 from vision.batches import Examples
 from vision.device import choose, environment, keep_freed_memory
 from vision.params import Params, load_params
 from vision.progress import bar
+
+Row = dict[str, float | None]
+"""A row of metrics/history.csv: an epoch's figures by name."""
 
 
 def main() -> None:
@@ -25,8 +30,10 @@ def main() -> None:
     except ValueError as error:
         raise UserError(f"params.yaml: {error}") from None
     keep_freed_memory()
-    train, val = (examples(name, device) for name in ("train", "val"))
+    peak = speed.peak_flops(device, dtype)
 
+    started = time.perf_counter()
+    train, val = (examples(name, device) for name in ("train", "val"))
     torch.manual_seed(params.seed)
     description = weights.Description(
         name=params.model.name,
@@ -38,31 +45,52 @@ def main() -> None:
     )
     model = weights.build(description).to(device)
     model.initialize_from(train.images[:5000])
+    prepared = time.perf_counter() - started
+    flops = {scale: speed.training_flops(model, shrunk(train.images[:1], scale)) for scale in params.train.image_scales}
 
     with tracking.training_run(params, stats) as run:
+        history: list[Row] = []
+
+        def on_epoch(epoch: fit.Epoch) -> None:
+            share = epoch.images_per_s * flops[epoch.image_scale] / peak
+            history.append({**asdict(epoch), "share_of_peak": share})
+            run.log_epoch(history[-1])
+
+        started = time.perf_counter()
         try:
-            fitted = fit_with_progress(model, train, val, params, dtype, run)
+            fitted = fit_with_progress(model, train, val, params, dtype, on_epoch)
         except fit.Diverged as error:
             raise UserError(f"{error} is not a finite number; lower train.lr (now {params.train.lr:g})") from None
-        summary = summarize(fitted, model)
+        summary = {
+            **summarize(fitted, flops, peak),
+            "seconds": prepared + time.perf_counter() - started,
+            "peak_tflops": peak / 1e12,
+            "parameters": sum(p.numel() for p in model.parameters()),
+        }
         weights.save(ROOT / "models", model, description)
-        arrays.write_csv(
-            ROOT / "metrics/history.csv",
-            [field.name for field in fields(fit.Epoch)],
-            [astuple(epoch) for epoch in fitted.history],
-        )
+        arrays.write_csv(ROOT / "metrics/history.csv", list(history[0]), [list(row.values()) for row in history])
         arrays.write_json(ROOT / "metrics/train.json", summary)
         found = environment(device, dtype)
         arrays.write_json(ROOT / "models/run.json", {"mlflow": run.record, "environment": found})
         run.set_tags({**found, "parameters": summary["parameters"]})
-        run.log_metrics({"train/best_epoch": summary["best_epoch"], "train/total_seconds": summary["seconds"]})
+        run.log_metrics(
+            {
+                "train/best_epoch": summary["best_epoch"],
+                "train/total_seconds": summary["seconds"],
+                "train/mean_images_per_s": summary["images_per_s"],
+                "train/mean_share_of_peak": summary["share_of_peak"],
+                "train/peak_tflops": summary["peak_tflops"],
+            }
+        )
         if "val_accuracy" in summary:
             run.log_metrics({f"val/best_{name}": summary[f"val_{name}"] for name in ("loss", "accuracy")})
         probabilities = torch.nn.Sequential(model.cpu(), torch.nn.Softmax(1)).eval()
         run.log_model(probabilities, train.images[:2].cpu().numpy(), stats.classes)
-    best = fitted.history[fitted.best_epoch - 1]
-    held_out = f", validation accuracy {best.val_accuracy:.2%}" if best.val_accuracy is not None else ""
-    print(f"train: best epoch {fitted.best_epoch} of {len(fitted.history)}{held_out}")
+    held_out = f", validation accuracy {summary['val_accuracy']:.2%}" if "val_accuracy" in summary else ""
+    print(
+        f"train: best epoch {fitted.best_epoch} of {len(history)}{held_out}; {summary['seconds']:.0f} s, "
+        f"{summary['images_per_s']:,.0f} images/s, {summary['share_of_peak']:.0%} of this device's measured peak"
+    )
 
 
 def examples(name: str, device: torch.device) -> Examples:
@@ -74,15 +102,20 @@ def examples(name: str, device: torch.device) -> Examples:
 
 
 def fit_with_progress(
-    model: torch.nn.Module, train: Examples, val: Examples, params: Params, dtype: torch.dtype, run: tracking.Run
+    model: torch.nn.Module,
+    train: Examples,
+    val: Examples,
+    params: Params,
+    dtype: torch.dtype,
+    on_epoch: Callable[[fit.Epoch], None],
 ) -> fit.Fitted:
-    """Call `fit.fit`, showing a bar of images and a line an epoch, and recording each epoch as it ends."""
+    """Call `fit.fit`, showing a bar and a line an epoch."""
     settings = fit.Settings(seed=params.seed, dtype=dtype, **params.train.model_dump(exclude={"device", "precision"}))
     # In per cent: images of an epoch at full size take longer than those of the first ones.
     form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}, {postfix}"
     with bar(total=100, unit="%", description="train", bar_format=form) as progress_bar:
 
-        def on_progress(progress: fit.Progress) -> None:
+        def show(progress: fit.Progress) -> None:
             progress_bar.set_postfix_str(
                 f"epoch {progress.epoch}/{settings.epochs}, loss {progress.loss:.3f}, "
                 f"accuracy {progress.accuracy:.1%}, {progress.images_per_s:,.0f} images/s",
@@ -90,7 +123,7 @@ def fit_with_progress(
             )
             progress_bar.update(100 * progress.share - progress_bar.n)
 
-        def on_epoch(epoch: fit.Epoch) -> None:
+        def show_and_pass_on(epoch: fit.Epoch) -> None:
             validated = ""
             if epoch.val_loss is not None:
                 validated = f"; val loss {epoch.val_loss:.4f}, accuracy {epoch.val_accuracy:.2%}"
@@ -98,24 +131,28 @@ def fit_with_progress(
                 f"epoch {epoch.epoch:3d}: train loss {epoch.train_loss:.4f}, accuracy {epoch.train_accuracy:.2%}"
                 f"{validated}; {epoch.seconds:.1f} s, {epoch.images_per_s:,.0f} images/s"
             )
-            run.log_epoch(asdict(epoch))
+            on_epoch(epoch)
 
-        return fit.fit(model, train, val, settings, on_progress, on_epoch)
+        return fit.fit(model, train, val, settings, show, show_and_pass_on)
 
 
-def summarize(fitted: fit.Fitted, model: torch.nn.Module) -> dict[str, float]:
-    """The figures of metrics/train.json: those of the best epoch, and the totals."""
+def summarize(fitted: fit.Fitted, flops: dict[float, float], peak: float) -> dict[str, float]:
+    """What metrics/train.json says of the best epoch and of all epochs together.
+
+    `flops` are the operations an image by its scale, `peak` those a second that the device reaches.
+    """
     best = asdict(fitted.history[fitted.best_epoch - 1])
     names = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")
+    images = sum(epoch.images for epoch in fitted.history)
+    seconds = sum(epoch.images / epoch.images_per_s for epoch in fitted.history)
+    work = sum(epoch.images * flops[epoch.image_scale] for epoch in fitted.history)
     return {
         "best_epoch": fitted.best_epoch,
         "epochs": len(fitted.history),
         "stopped_early": fitted.stopped_early,
         **{name: best[name] for name in names if best[name] is not None},
-        "seconds": sum(epoch.seconds for epoch in fitted.history),
-        # Every epoch trains on as many images.
-        "images_per_s": harmonic_mean([epoch.images_per_s for epoch in fitted.history]),
-        "parameters": sum(p.numel() for p in model.parameters()),
+        "images_per_s": images / seconds,
+        "share_of_peak": work / seconds / peak,
     }
 
 

@@ -22,22 +22,23 @@ class Batch(NamedTuple):
     numbers: Tensor
 
 
-def batches_per_epoch(examples: Examples, batch_size: int) -> int:
-    """How many batches `shuffled_batches` yields: whole ones, or a single smaller one where there are too few."""
-    return max(1, len(examples.labels) // batch_size)
+def batches_per_epoch(images: int, batch_size: int) -> int:
+    """How many batches so many images make: whole ones, or a smaller one where there are too few for that."""
+    return max(1, images // batch_size)
 
 
-def shuffled_batches(examples: Examples, batch_size: int, generator: torch.Generator) -> Iterator[Batch]:
-    """One epoch in random order.
+def shuffled_batches(
+    examples: Examples, chosen: Tensor, batch_size: int, generator: torch.Generator
+) -> Iterator[Batch]:
+    """One epoch of the examples whose numbers are `chosen`, int64 [M], in random order.
 
     The last, incomplete batch is left out: its few images would get a step, and batch statistics, of their own. The
     next epoch shuffles anew.
     """
     images, labels = examples
-    order = torch.randperm(len(labels), generator=generator, device=labels.device)
+    order = chosen[torch.randperm(len(chosen), generator=generator, device=labels.device)]
     # Rows of a 2-D table are copied as blocks of memory; indexing images directly is a hundred times slower on a CPU.
     table = images.view(len(images), -1)
-    for batch in range(batches_per_epoch(examples, batch_size)):
+    for batch in range(batches_per_epoch(len(chosen), batch_size)):
         numbers = order[batch * batch_size : (batch + 1) * batch_size]
-        chosen = table.index_select(0, numbers).view(-1, *images.shape[1:])
-        yield Batch(chosen, labels[numbers], numbers)
+        yield Batch(table.index_select(0, numbers).view(-1, *images.shape[1:]), labels[numbers], numbers)

@@ -39,6 +39,7 @@ class Settings:
     flip: Flip
     crop_padding: int
     image_scales: Sequence[float]
+    image_shares: Sequence[float]
     patience: int | None
 
 
@@ -46,7 +47,7 @@ class Settings:
 class Progress:
     """Where training stands; loss, accuracy and speed are this epoch's so far.
 
-    `share`, in [0, 1], is how much of all the pixels has been trained on: small images take less time.
+    `share`, in [0, 1], is how much of all the pixels has been trained on: small or fewer images take less time.
     """
 
     epoch: int
@@ -60,13 +61,16 @@ class Progress:
 class Epoch:
     """One epoch's figures: losses are mean cross-entropies a label, accuracies lie in [0, 1].
 
-    The training figures are running ones, of augmented images and changing weights; `train_loss` includes label
-    smoothing. The validation figures are None where there is no validation split. `lr` is the peak of the epoch,
-    `seconds` include validation, `images_per_s` does not.
+    The training figures are running ones, of augmented images and changing weights, over the images of the epoch,
+    which may be the hardest ones alone; `train_loss` includes label smoothing. The validation figures are None where
+    there is no validation split. `lr` is the peak of the epoch, `images` how many were trained on, shrunk to
+    `image_scale`; `seconds` include validation, `images_per_s` does not.
     """
 
     epoch: int
     lr: float
+    image_scale: float
+    images: int
     train_loss: float
     train_accuracy: float
     val_loss: float | None
@@ -94,7 +98,11 @@ def fit(
 ) -> Fitted:
     """Train `model` in place; what it holds at the end are the best weights of any epoch.
 
-    The best are those of the lowest validation loss, or training loss where `val` is empty.
+    The best are those of the lowest validation loss, or the last ones where `val` is empty.
+
+    An epoch trains on the share of the images that `image_shares` says: those whose loss was highest when they were
+    last seen, as what the network already knows teaches it little (Jiang et al. 2019, "Accelerating deep learning by
+    focusing on the biggest losers", arXiv:1910.00762, in which the choice is made anew for each batch).
 
     Args:
         model: maps uint8 images [B, H, W, C] to logits [B, classes]; on the device of the data.
@@ -110,8 +118,8 @@ def fit(
     device = train.images.device
     generator = torch.Generator(device).manual_seed(settings.seed)
     augment = Augment(settings.flip, settings.crop_padding, len(train.labels), generator)
-    steps_per_epoch = batches_per_epoch(train, settings.batch_size)
-    steps = settings.epochs * steps_per_epoch
+    plan = [_Plan.of(epoch, len(train.labels), settings) for epoch in range(1, settings.epochs + 1)]
+    steps = sum(planned.steps for planned in plan)
     made = optimizers(
         model,
         settings.optimizer,
@@ -129,22 +137,25 @@ def fit(
 
     history: list[Epoch] = []
     best_loss, best_epoch, best_weights = math.inf, 0, dict[str, Tensor]()
-    scales = [scheduled(settings.image_scales, epoch, settings.epochs) for epoch in range(1, settings.epochs + 1)]
-    pixels = [scale**2 for scale in scales]
-    scale, shown = 1.0, train
-    for epoch in range(1, settings.epochs + 1):
+    pixels = sum(planned.pixels for planned in plan)
+    scale, shown, done = 1.0, train, 0.0
+    losses = torch.full((len(train.labels),), math.inf, device=device)  # of each image when it was last seen
+    for epoch, planned in enumerate(plan, start=1):
         model.train()
-        part = pixels[epoch - 1] / sum(pixels)
-        meter = _Meter(device, on_progress, epoch, steps_per_epoch, sum(pixels[: epoch - 1]) / sum(pixels), part)
+        meter = _Meter(device, on_progress, epoch, planned.steps, done / pixels, planned.pixels / pixels)
+        done += planned.pixels
         lr = 0.0
-        if scales[epoch - 1] != scale:
-            scale, shown = scales[epoch - 1], Examples(shrunk(train.images, scales[epoch - 1]), train.labels)
-        for images, labels, numbers in shuffled_batches(shown, settings.batch_size, generator):
+        if planned.scale != scale:
+            scale, shown = planned.scale, Examples(shrunk(train.images, planned.scale), train.labels)
+        hardest = losses.topk(planned.images).indices
+        for images, labels, numbers in shuffled_batches(shown, hardest, settings.batch_size, generator):
             images = augment(images, numbers, epoch - 1)
             with autocast(device, settings.dtype):
                 logits = model(images)
-            loss = F.cross_entropy(logits, labels, label_smoothing=settings.label_smoothing)
+            each = F.cross_entropy(logits, labels, label_smoothing=settings.label_smoothing, reduction="none")
+            loss = each.mean()
             scaler.scale(loss).backward()
+            losses[numbers] = each.detach()
             lr = max(lr, made[0].param_groups[0]["lr"])
             for optimizer, schedule in zip(made, schedules, strict=True):
                 scaler.step(optimizer)
@@ -158,6 +169,8 @@ def fit(
             Epoch(
                 epoch=epoch,
                 lr=lr,
+                image_scale=scale,
+                images=meter.images,
                 train_loss=trained.loss,
                 train_accuracy=trained.accuracy,
                 val_loss=val_loss,
@@ -167,18 +180,41 @@ def fit(
             )
         )
         on_epoch(history[-1])
-        judged = trained.loss if val_loss is None else val_loss
-        if judged < best_loss:
-            best_loss, best_epoch, best_weights = judged, epoch, _copied(model)
+        if val_loss is None:
+            best_epoch = epoch
+        elif val_loss < best_loss:
+            best_loss, best_epoch, best_weights = val_loss, epoch, _copied(model)
         elif settings.patience is not None and epoch - best_epoch >= settings.patience:
             break
-    model.load_state_dict(best_weights)
+    if best_weights:
+        model.load_state_dict(best_weights)
     return Fitted(history, best_epoch, stopped_early=len(history) < settings.epochs)
 
 
-def scheduled(scales: Sequence[float], epoch: int, epochs: int) -> float:
-    """The scale for `epoch` (from 1): each has an equal share of the epochs, and the last epoch has the last scale."""
-    return scales[-(-epoch * len(scales) // epochs) - 1]
+@dataclass(frozen=True)
+class _Plan:
+    """What an epoch trains on; `pixels` is in those of one full-sized image."""
+
+    scale: float
+    images: int
+    steps: int
+
+    @classmethod
+    def of(cls, epoch: int, images: int, settings: Settings) -> "_Plan":
+        share = scheduled(settings.image_shares, epoch, settings.epochs)
+        # In the first epoch no image is known to be hard, and each has to be seen once.
+        shown = images if epoch == 1 else min(images, max(settings.batch_size, round(share * images)))
+        scale = scheduled(settings.image_scales, epoch, settings.epochs)
+        return cls(scale, shown, batches_per_epoch(shown, settings.batch_size))
+
+    @property
+    def pixels(self) -> float:
+        return self.steps * self.scale**2
+
+
+def scheduled(values: Sequence[float], epoch: int, epochs: int) -> float:
+    """The value for `epoch` (from 1): each has an equal part of the epochs, and the last epoch has the last value."""
+    return values[-(-epoch * len(values) // epochs) - 1]
 
 
 def _copied(model: nn.Module) -> dict[str, Tensor]:

@@ -68,7 +68,9 @@ def read_results(root: Path) -> Results:
             "mlflow",
             *(f"environment.{key}" for key in ("device", "device_name", "precision", "versions")),
         ),
-        train=read_document(metrics / "train.json", "best_epoch", "epochs", "seconds", "images_per_s", "parameters"),
+        train=read_document(
+            metrics / "train.json", "best_epoch", "epochs", "seconds", "images_per_s", "share_of_peak", "parameters"
+        ),
         test=read_document(metrics / "test.json", "accuracy", "accuracy_one_view", "f1_macro", "calibration_error"),
         history=_table(metrics / "history.csv", losses),
         per_class=_table(metrics / "per_class.csv", {"class": str, **scores}),

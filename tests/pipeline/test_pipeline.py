@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
-from project import Project
+from project import REPOSITORY, Project
 
 
 def runs(project: Project) -> list[Run]:
@@ -168,6 +168,23 @@ def test_a_training_that_diverges_says_so_and_fails_its_run(project: Project) ->
     assert "lower train.lr" in output
     assert "Traceback" not in output
     assert runs(project)[0].info.status == "FAILED"
+    project.run("git", "checkout", "--quiet", ".")
+    project.run("dvc", "checkout")
+
+
+@pytest.mark.parametrize("recipe", sorted(path.name for path in (REPOSITORY / "recipes").iterdir()))
+def test_a_recipe_runs_and_what_stands_behind_it_wins(project: Project, recipe: str) -> None:
+    words = (project.root / "recipes" / recipe).read_text().split()
+    small = ["-S", "model.widths=[8,16]", "-S", "train.epochs=2", "-S", "train.batch_size=50"]
+    output = project.run("dvc", "exp", "run", "-n", recipe, *words, *small)
+    assert "WARNING" not in output
+    assert project.json("models/model.json")["options"]["widths"] == [8, 16]
+    assert project.json("metrics/train.json")["epochs"] == 2
+    newest, *_ = runs(project)
+    assert newest.info.run_name == recipe
+    assert newest.info.status == "FINISHED"
+    assert newest.data.metrics["test/accuracy"] > 0.5, "the classes are easy to tell apart"
+    assert 0 < newest.data.metrics["train/share_of_peak"] < 2
     project.run("git", "checkout", "--quiet", ".")
     project.run("dvc", "checkout")
 

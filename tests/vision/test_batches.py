@@ -9,9 +9,9 @@ def examples(count: int) -> Examples:
 
 
 def test_an_epoch_shows_each_image_at_most_once_with_its_own_label_and_number() -> None:
-    batches = list(shuffled_batches(examples(103), 10, torch.Generator().manual_seed(0)))
+    batches = list(shuffled_batches(examples(103), torch.arange(103), 10, torch.Generator().manual_seed(0)))
     assert [len(batch.labels) for batch in batches] == [10] * 10
-    assert batches_per_epoch(examples(103), 10) == 10
+    assert batches_per_epoch(103, 10) == 10
     numbers = torch.cat([batch.numbers for batch in batches])
     assert len(set(numbers.tolist())) == 100
     for batch in batches:
@@ -21,16 +21,27 @@ def test_an_epoch_shows_each_image_at_most_once_with_its_own_label_and_number() 
 
 
 def test_fewer_images_than_a_batch_make_one_batch() -> None:
-    batches = list(shuffled_batches(examples(7), 10, torch.Generator().manual_seed(0)))
+    batches = list(shuffled_batches(examples(7), torch.arange(7), 10, torch.Generator().manual_seed(0)))
     assert [sorted(batch.labels.tolist()) for batch in batches] == [list(range(7))]
-    assert batches_per_epoch(examples(7), 10) == 1
+    assert batches_per_epoch(7, 10) == 1
+
+
+def test_only_the_chosen_images_are_shown() -> None:
+    chosen = torch.arange(0, 100, 3)
+    batches = list(shuffled_batches(examples(100), chosen, 17, torch.Generator().manual_seed(0)))
+    assert sorted(torch.cat([batch.numbers for batch in batches]).tolist()) == chosen.tolist()
+    assert all(torch.equal(batch.images[:, 0, 0, 0].long(), batch.numbers) for batch in batches)
 
 
 def test_each_epoch_has_an_order_of_its_own_that_the_seed_determines() -> None:
     def orders(seed: int) -> list[list[int]]:
         generator = torch.Generator().manual_seed(seed)
         return [
-            [number for batch in shuffled_batches(examples(50), 5, generator) for number in batch.numbers.tolist()]
+            [
+                number
+                for batch in shuffled_batches(examples(50), torch.arange(50), 5, generator)
+                for number in batch.numbers.tolist()
+            ]
             for _ in range(2)
         ]
 

@@ -25,6 +25,7 @@ SETTINGS = fit.Settings(
     flip="alternate",
     crop_padding=1,
     image_scales=[1.0],
+    image_shares=[1.0],
     patience=None,
 )
 EMPTY = Examples(torch.zeros(0, 8, 8, 3, dtype=torch.uint8), torch.zeros(0, dtype=torch.int64))
@@ -136,11 +137,17 @@ def test_the_best_epochs_weights_are_kept_and_patience_ends_training() -> None:
     assert model.validations == 2
 
 
-def test_without_a_validation_split_the_lowest_training_loss_is_best() -> None:
+def test_without_a_validation_split_the_last_weights_are_kept() -> None:
     train = striped(300, seed=1)
-    fitted = fit.fit(network(train), train, EMPTY, SETTINGS)
-    losses = [epoch.train_loss for epoch in fitted.history]
-    assert fitted.best_epoch == losses.index(min(losses)) + 1
+    model = network(train)
+    weights: list[Tensor] = []
+
+    def remember(epoch: fit.Epoch) -> None:
+        weights.append(model.network.last.weight.detach().clone())  # type: ignore[operator, union-attr]
+
+    fitted = fit.fit(model, train, EMPTY, SETTINGS, on_epoch=remember)
+    assert fitted.best_epoch == len(fitted.history) == 3
+    assert torch.equal(model.network.last.weight, weights[-1])  # type: ignore[arg-type, union-attr]
     assert not fitted.stopped_early
     assert {(epoch.val_loss, epoch.val_accuracy) for epoch in fitted.history} == {(None, None)}
 
@@ -167,16 +174,18 @@ def test_progress_and_epochs_are_told() -> None:
 
 
 class Watching(nn.Module):
-    """Remembers the size of the training images of each step."""
+    """Remembers the size of the training images of each step, and the images."""
 
     def __init__(self) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(4))
         self.seen: list[int] = []
+        self.shown: list[Tensor] = []
 
     def forward(self, images: Tensor) -> Tensor:
         if self.training:
             self.seen.append(images.shape[1])
+            self.shown.append(images)
         return self.weight.expand(len(images), 4)
 
 
@@ -189,3 +198,51 @@ def test_images_grow_in_equal_parts_of_the_epochs_and_end_at_the_last_scale(epoc
     model = Watching()
     fit.fit(model, train, EMPTY, replace(SETTINGS, epochs=epochs, image_scales=[0.5, 0.75, 1.0]))
     assert model.seen == sizes
+
+
+class Knowing(Watching):
+    """Tells by the first pixel of an image how well it knows it: the higher, the less."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        known = (20 - images[:, 0, 0, 0].float()) / 4
+        return super().forward(images) + torch.stack([known, *[torch.zeros_like(known)] * 3], 1)
+
+
+STILL = replace(SETTINGS, flip="none", crop_padding=0, optimizer="sgd", lr=1e-9, other_lr=1e-9, label_smoothing=0.0)
+
+
+def numbered(count: int) -> Examples:
+    images = torch.arange(count, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 8, 8, 3).contiguous()
+    return Examples(images, torch.zeros(count, dtype=torch.int64))
+
+
+def test_an_epoch_trains_on_the_share_of_images_with_the_highest_loss_when_last_seen() -> None:
+    model = Knowing()
+    shares = replace(STILL, epochs=4, batch_size=5, image_shares=[0.5, 0.5, 0.25, 1.0])
+    fitted = fit.fit(model, numbered(20), EMPTY, shares)
+    assert [epoch.images for epoch in fitted.history] == [20, 10, 5, 20]  # all of them in the first epoch
+    shown = torch.cat(model.shown)[:, 0, 0, 0].split([epoch.images for epoch in fitted.history])
+    hardest = [sorted(part.tolist()) for part in shown]
+    assert hardest == [list(range(20)), list(range(10, 20)), list(range(15, 20)), list(range(20))]
+
+
+def test_images_of_an_incomplete_batch_come_first_as_they_were_never_seen() -> None:
+    model = Knowing()
+    fit.fit(model, numbered(20), EMPTY, replace(STILL, epochs=2, batch_size=8, image_shares=[1.0, 0.4]))
+    first, second = torch.cat(model.shown)[:, 0, 0, 0].split([16, 8])
+    assert set(range(20)) - set(first.tolist()) <= set(second.tolist())
+
+
+@pytest.mark.parametrize("share", [0.01, 0.3])
+def test_at_least_one_whole_batch_is_left_of_an_epoch(share: float) -> None:
+    fitted = fit.fit(Watching(), striped(60, seed=1), EMPTY, replace(SETTINGS, image_shares=[share]))
+    assert [epoch.images for epoch in fitted.history] == [50, 50, 50]
+
+
+def test_the_progress_counts_smaller_and_fewer_images_as_less_work() -> None:
+    told: list[fit.Progress] = []
+    halves = replace(SETTINGS, epochs=2, batch_size=50, image_scales=[0.5, 1.0], image_shares=[1.0, 0.5])
+    fit.fit(Watching(), striped(200, seed=1), EMPTY, halves, told.append)
+    # 200 images of a quarter of the pixels, then 100 whole ones.
+    assert [p.share for p in told if p.epoch == 1][-1] == pytest.approx(1 / 3)
+    assert told[-1].share == pytest.approx(1)

@@ -1,0 +1,128 @@
+"""Other people's CIFAR-10 speed records, run from their own checkouts: one script of theirs, adapted as it is loaded.
+
+On CUDA a script runs as it stands. For a CPU its source is changed in a temporary copy: bf16 in place of half
+precision, a clock in place of CUDA events, no compilation. Nothing of the recipe is touched.
+"""
+
+import importlib.util
+import os
+import re
+import sys
+import time
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+SCRIPTS = {"airbench": "airbench94_muon.py", "hiverge": "cifar10_speedrun.py"}
+
+FOR_CPU = [
+    (r"(?m)^\s*@torch\.compile.*\n", ""),
+    (r"\.half\(\)", ".bfloat16()"),
+    (r"torch\.half\b", "torch.bfloat16"),
+    (r"\.cuda\(\)", ""),
+    (r'"cuda"', '"cpu"'),
+    (r"torch\.cuda\.Event\(enable_timing=True\)", "Clock()"),
+    (r"\.pin_memory\(\)", ""),
+    (r"torch\.cuda\.synchronize\(\)", "pass"),
+]
+
+
+class Clock:
+    """Stands in for torch.cuda.Event."""
+
+    def record(self) -> None:
+        """Note the time."""
+        self.seconds = time.perf_counter()
+
+    def elapsed_time(self, later: "Clock") -> float:
+        """Milliseconds between the two records."""
+        return 1e3 * (later.seconds - self.seconds)
+
+
+def runs(
+    name: str, checkout: Path, data: dict[str, np.ndarray], device: torch.device, repeats: int
+) -> Iterator[dict[str, float]]:
+    """Run a peer's training `repeats` times, after a warm-up on CUDA, where it compiles.
+
+    `seconds` are what the script itself counts: whitening, training and test-time augmentation, not the reading of
+    the data; `warm_up` are all those of the warm-up.
+    """
+    script = checkout / SCRIPTS[name]
+    source = script.read_text()
+    if device.type == "cpu":
+        for pattern, replacement in FOR_CPU:
+            source = re.sub(pattern, replacement, source)
+    with TemporaryDirectory() as folder:
+        os.chdir(folder)
+        Path("cifar10").mkdir()
+        for split in ("train", "test"):
+            images, labels = (torch.from_numpy(data[f"{split}_{kind}"]) for kind in ("images", "labels"))
+            torch.save({"images": images, "labels": labels.long(), "classes": []}, f"cifar10/{split}.pt")
+        Path("peer.py").write_text(source)
+        sys.argv[0] = "peer.py"  # the scripts read themselves
+        peer = _imported(Path("peer.py"))
+        told: dict[str, Any] = {}
+        peer.print_training_details = lambda variables, is_final_entry: told.update(variables)
+        flops = _flops(peer.CifarNet())
+        model = peer.CifarNet().to(device).to(memory_format=torch.channels_last)
+        started = time.perf_counter()
+        if device.type == "cuda":
+            model.compile(mode="max-autotune")
+            peer.main("warmup", model)
+            torch.cuda.synchronize()
+        warm_up = time.perf_counter() - started
+        for run in range(repeats):
+            if hasattr(model, "reset"):
+                model.reset()
+            peer.main(run, model)
+            images = told["step"] * told["train_loader"].batch_size
+            yield {
+                "one_view": told["val_acc"],
+                "averaged": told["tta_val_acc"],
+                "seconds": told["time_seconds"],
+                "warm_up": warm_up,
+                "images": images,
+                "flops": flops * images,
+            }
+
+
+def _imported(path: Path) -> Any:
+    if importlib.util.find_spec("torchvision") is None:
+        sys.modules.update(_torchvision())
+    spec = importlib.util.spec_from_file_location("peer", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["peer"] = module
+    module.__dict__["Clock"] = Clock
+    spec.loader.exec_module(module)
+    return module
+
+
+def _torchvision() -> dict[str, types.ModuleType]:
+    """The one thing of torchvision that the scripts use, for machines without it."""
+
+    class Normalize:
+        def __init__(self, mean: Tensor, std: Tensor) -> None:
+            self.mean, self.std = mean.view(1, -1, 1, 1), std.view(1, -1, 1, 1)
+
+        def __call__(self, images: Tensor) -> Tensor:
+            return (images - self.mean.to(images)) / self.std.to(images)
+
+    package, transforms = types.ModuleType("torchvision"), types.ModuleType("torchvision.transforms")
+    transforms.__dict__["Normalize"] = Normalize
+    package.__dict__["transforms"] = transforms
+    return {"torchvision": package, "torchvision.transforms": transforms}
+
+
+def _flops(network: torch.nn.Module) -> float:
+    from vision.speed import training_flops
+
+    dtype = next(p.dtype for p in network.parameters() if p.ndim == 4)
+    return training_flops(network, torch.zeros(1, 3, 32, 32, dtype=dtype))

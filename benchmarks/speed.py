@@ -1,0 +1,225 @@
+"""A recipe's accuracy and time beside those of the CIFAR-10 speed records, in turn on one machine.
+
+    python benchmarks/speed.py                                      # recipes/speedrun94, five runs
+    python benchmarks/speed.py --airbench ../cifar10-airbench       # and airbench94_muon, alternately
+    python benchmarks/speed.py --hiverge ../cifar10-speedrun        # and cifar10_speedrun
+    python benchmarks/speed.py --validate                           # score held-out training images: for tuning
+
+Needs torch and numpy alone, and `data/raw` (`dvc repro preprocess` makes it). Our seconds are all from the files on
+disk to the test-time augmentation, theirs what the scripts count, which leaves reading the data out. Every contender
+runs in a process of its own in each round; on CUDA, where they compile, one process runs several times (`--repeats`).
+"""
+
+import argparse
+import json
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "stages"))
+
+import numpy as np
+import peers
+import torch
+
+from vision import fit, infer, models, speed
+from vision.batches import Examples
+from vision.device import choose, keep_freed_memory
+
+ROOT = Path(__file__).resolve().parents[1]
+KINDS = ("images", "labels")
+Settings = dict[str, dict[str, Any]]
+
+
+def settings(params: Path, recipe: Path | None) -> Settings:
+    """Read params.yaml, and a recipe over it, without a YAML library: sections of `key: value` with values on one line.
+
+    Raises:
+        ValueError: params.yaml is written in another way.
+    """
+    found: Settings = {"": {}}
+    section = ""
+    for number, line in enumerate(params.read_text().splitlines(), start=1):
+        parts = re.fullmatch(r"( *)(\w+): *([^#]*?) *(#.*)?", line)
+        if parts and not parts[1] and not parts[3]:
+            section = parts[2]
+            found[section] = {}
+        elif parts and parts[3]:
+            found[section if parts[1] else ""][parts[2]] = _value(parts[3])
+        elif line.strip() and not line.lstrip().startswith("#"):
+            raise ValueError(f"{params}: line {number}: expected `key: value` (`git checkout {params.name}`?)")
+    for word in re.findall(r"^-S (\S+)$", recipe.read_text(), re.MULTILINE) if recipe else []:
+        path, _, value = word.partition("=")
+        name, _, key = path.rpartition(".")
+        found[name][key] = _value(value)
+    return found
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def our_runs(
+    given: Settings, data: Path, device: torch.device, dtype: torch.dtype, options: argparse.Namespace
+) -> Iterator[dict[str, float]]:
+    """Train and test `options.repeats` times, with seeds from `options.seed` on; on CUDA, warm up before."""
+    keep_freed_memory()
+    train_settings = {key: value for key, value in given["train"].items() if key not in ("device", "precision")}
+    evaluate = given["evaluate"]
+    kept: models.Classifier | None = None
+    warm_up = 0.0
+    for number in range(-1 if device.type == "cuda" else 0, options.repeats):
+        seed = options.seed + number % options.repeats
+        started = time.perf_counter()
+        images, labels = (torch.tensor(np.load(data / f"train_{kind}.npy"), device=device) for kind in KINDS)
+        torch.manual_seed(seed)
+        split = torch.randperm(len(labels), device=device).split(5000) if options.validate else ()
+        if split:
+            train = Examples(images[torch.cat(split[1:])], labels[torch.cat(split[1:])].long())
+            test = Examples(images[split[0]], labels[split[0]].long())
+        else:
+            train = Examples(images, labels.long())
+            test = Examples(*(torch.tensor(np.load(data / f"test_{kind}.npy"), device=device) for kind in KINDS))
+        pixels = train.images[::10].float() / 255  # a tenth says enough
+        mean, std = pixels.mean((0, 1, 2)).tolist(), pixels.std((0, 1, 2)).tolist()
+        model = models.build(
+            given["model"]["name"], {k: v for k, v in given["model"].items() if k != "name"}, 3, 10, mean, std
+        ).to(device)
+        if options.compile:  # once: later runs start from new weights in the compiled model
+            if kept is None:
+                kept = model
+                kept.compile(mode="max-autotune-no-cudagraphs")
+            kept.load_state_dict(model.state_dict())
+            model = kept
+        model.initialize_from(train.images[:5000])
+        nothing = Examples(train.images[:0], train.labels[:0])
+        fitted = fit.fit(model, train, nothing, fit.Settings(seed=seed, dtype=dtype, **train_settings))
+        one_view = infer.predict(model, test.images, evaluate["batch_size"], dtype)
+        logits = infer.averaged(
+            model, test.images, one_view, evaluate["batch_size"], dtype, evaluate["views"], evaluate["unsure"]
+        )
+        accuracies = [(found.argmax(1) == test.labels).float().mean().item() for found in (one_view, logits)]
+        seconds = time.perf_counter() - started
+        if number < 0:
+            warm_up = seconds
+            continue
+        yield {
+            "one_view": accuracies[0],
+            "averaged": accuracies[1],
+            "seconds": seconds,
+            "warm_up": warm_up,
+            "images": sum(epoch.images for epoch in fitted.history),
+            "flops": _flops(given, fitted.history),
+        }
+
+
+def _flops(given: Settings, history: list[fit.Epoch]) -> float:
+    """Of the forward and backward passes of all epochs; counted on a network of its own, on the CPU."""
+    options = {key: value for key, value in given["model"].items() if key != "name"}
+    model = models.build(given["model"]["name"], options, 3, 10, [0.5] * 3, [0.25] * 3)
+    sizes = {epoch.image_scale: max(2, round(32 * epoch.image_scale)) for epoch in history}
+    flops = {
+        scale: speed.training_flops(model, torch.zeros(1, size, size, 3, dtype=torch.uint8))
+        for scale, size in sizes.items()
+    }
+    return sum(epoch.images * flops[epoch.image_scale] for epoch in history)
+
+
+def table(found: dict[str, list[dict[str, float]]]) -> str:
+    """A Markdown table, a row a contender, and the ratios of the times round by round."""
+    rows = [
+        "| | averaged views | one view | n | seconds, median | from, to | warm-up | images/s | share of peak |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, runs in found.items():
+        seconds = [run["seconds"] for run in runs]
+        images_per_s = statistics.median(run["images"] / run["seconds"] for run in runs)
+        share = statistics.median(run["flops"] / run["seconds"] / run["peak"] for run in runs)
+        rows.append(
+            f"| {name} | {_spread(runs, 'averaged')} | {_spread(runs, 'one_view')} | {len(runs)} "
+            f"| {statistics.median(seconds):.2f} | {min(seconds):.2f}, {max(seconds):.2f} "
+            f"| {statistics.median(run['warm_up'] for run in runs):.0f} | {images_per_s:,.0f} | {share:.0%} |"
+        )
+    ours, *others = found
+    for other in others:
+        ratios = [a["seconds"] / b["seconds"] for a, b in zip(found[ours], found[other], strict=True)]
+        rows.append(
+            f"\n{ours} takes {statistics.median(ratios):.3f} of the time of {other} "
+            f"({min(ratios):.3f} to {max(ratios):.3f}, n = {len(ratios)})"
+        )
+    return "\n".join(rows)
+
+
+def _spread(runs: list[dict[str, float]], key: str) -> str:
+    values = [100 * run[key] for run in runs]
+    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.2f}%{spread}"
+
+
+def main() -> None:
+    """Run the contenders in turn and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", type=Path, default=ROOT / "recipes/speedrun94", help="`none` for params.yaml")
+    parser.add_argument("--data", type=Path, default=ROOT / "data/raw")
+    for name, script in peers.SCRIPTS.items():
+        parser.add_argument(f"--{name}", type=Path, help=f"a checkout that holds {script}")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=1, help="runs a round")
+    parser.add_argument("--seed", type=int, default=0, help="of our first run; the peers have none")
+    parser.add_argument("--compile", action="store_true", help="compile our network too")
+    parser.add_argument("--validate", action="store_true", help="hold out 5,000 training images and score those")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+
+    if options.one:
+        print_runs(options)
+        return
+    if not (options.data / "train_images.npy").exists():
+        sys.exit(f"speed.py: {options.data}/train_images.npy is not there; `dvc repro preprocess` makes data/raw")
+    for name, script in peers.SCRIPTS.items():
+        if (checkout := getattr(options, name)) and not (checkout / script).exists():
+            sys.exit(f"speed.py: --{name}: {checkout / script} is not there")
+    contenders = [options.recipe.name, *(name for name in peers.SCRIPTS if getattr(options, name))]
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in contenders}
+    for number in range(options.rounds):
+        for name in contenders:
+            seed = ["--seed", str(options.seed + number * options.repeats)]
+            command = [sys.executable, *sys.argv, "--one", name, *seed]
+            with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+                for line in process.stdout or ():
+                    if line.startswith("{"):
+                        found[name].append(json.loads(line))
+                        print(f"round {number + 1} of {options.rounds}: {name}: {line}", end="", file=sys.stderr)
+            if process.returncode:
+                sys.exit(f"speed.py: {name} failed")
+    print(table(found))
+
+
+def print_runs(options: argparse.Namespace) -> None:
+    """Run one contender, a line of JSON a run."""
+    try:
+        given = settings(ROOT / "params.yaml", options.recipe if options.recipe.name != "none" else None)
+    except ValueError as error:
+        sys.exit(f"speed.py: {error}")
+    device, dtype = choose(given["train"]["device"], given["train"]["precision"])
+    peak = speed.peak_flops(device, dtype)
+    if options.one in peers.SCRIPTS:
+        arrays = {f"{s}_{k}": np.load(options.data / f"{s}_{k}.npy") for s in ("train", "test") for k in KINDS}
+        checkout = getattr(options, options.one).resolve()
+        runs = peers.runs(options.one, checkout, arrays, device, options.repeats)
+    else:
+        runs = our_runs(given, options.data, device, dtype, options)
+    for run in runs:
+        print(json.dumps({**run, "peak": peak}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
