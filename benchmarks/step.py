@@ -51,7 +51,7 @@ def training_step(batch_size: int, size: int) -> Callable[[], None]:
 
     def step() -> None:
         for batch in shuffled_batches(Examples(images, labels), torch.arange(batch_size), batch_size, generator):
-            shown = augment(batch.images, batch.numbers, 0)
+            shown = augment(batch.images, batch.numbers)
             with autocast(device, dtype):
                 logits = model(shown)
             F.cross_entropy(logits, batch.labels, label_smoothing=0.1).backward()

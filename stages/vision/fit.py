@@ -149,7 +149,7 @@ def fit(
             scale, shown = planned.scale, Examples(shrunk(train.images, planned.scale), train.labels)
         hardest = losses.topk(planned.images).indices
         for images, labels, numbers in shuffled_batches(shown, hardest, settings.batch_size, generator):
-            images = augment(images, numbers, epoch - 1)
+            images = augment(images, numbers)
             with autocast(device, settings.dtype):
                 logits = model(images)
             each = F.cross_entropy(logits, labels, label_smoothing=settings.label_smoothing, reduction="none")
