@@ -2,6 +2,7 @@
 
     python benchmarks/step.py                # 5 rounds, with and without kept memory in turn, each a process of its own
     python benchmarks/step.py --size 24      # smaller images
+    python benchmarks/step.py --widths 64 256 256   # another network
 
 Random images stand in for the data: they cost the same. Needs torch alone.
 """
@@ -37,12 +38,12 @@ KINDS = {
 }
 
 
-def training_step(batch_size: int, size: int) -> Callable[[], None]:
+def training_step(widths: list[int], batch_size: int, size: int) -> Callable[[], None]:
     """A function that does one step of the default recipe on random images of size x size pixels."""
     device, dtype = choose("auto", "auto")
     torch.manual_seed(0)
     generator = torch.Generator(device).manual_seed(0)
-    model = models.build("convnet", {"widths": [32, 128, 128], "depth": 2}, 3, 10, [0.5] * 3, [0.25] * 3).to(device)
+    model = models.build("convnet", {"widths": widths, "depth": 2}, 3, 10, [0.5] * 3, [0.25] * 3).to(device)
     images = torch.randint(0, 256, (batch_size, size, size, 3), dtype=torch.uint8, device=device, generator=generator)
     labels = torch.randint(0, 10, (batch_size,), device=device, generator=generator)
     model.initialize_from(images)
@@ -64,9 +65,9 @@ def training_step(batch_size: int, size: int) -> Callable[[], None]:
     return step
 
 
-def seconds_a_step(batch_size: int, size: int, steps: int) -> float:
+def seconds_a_step(widths: list[int], batch_size: int, size: int, steps: int) -> float:
     """Median of `steps` steps after three that warm up."""
-    step = training_step(batch_size, size)
+    step = training_step(widths, batch_size, size)
     times = []
     for _ in range(steps + 3):
         started = time.perf_counter()
@@ -75,10 +76,11 @@ def seconds_a_step(batch_size: int, size: int, steps: int) -> float:
     return statistics.median(times[3:])
 
 
-def shares(batch_size: int, size: int, steps: int = 5) -> dict[str, float]:
+def shares(widths: list[int], batch_size: int, size: int, steps: int = 5) -> dict[str, float]:
     """Share of the CPU time of a step by kind of operation."""
-    step = training_step(batch_size, size)
-    for _ in range(3):
+    step = training_step(widths, batch_size, size)
+    # The profiler shows page faults as slow operations; after some steps there are none.
+    for _ in range(10):
         step()
     with profile(activities=[ProfilerActivity.CPU]) as record:
         for _ in range(steps):
@@ -96,6 +98,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--widths", type=int, nargs="+", default=[32, 128, 256])
     parser.add_argument("--batch-size", type=int, default=500)
     parser.add_argument("--size", type=int, default=32)
     parser.add_argument("--one", choices=["kept", "returned"], help=argparse.SUPPRESS)
@@ -104,7 +107,7 @@ def main() -> None:
     if options.one:
         if options.one == "kept":
             keep_freed_memory()
-        print(seconds_a_step(options.batch_size, options.size, options.steps))
+        print(seconds_a_step(options.widths, options.batch_size, options.size, options.steps))
         return
 
     times: dict[str, list[float]] = {"returned": [], "kept": []}
@@ -113,13 +116,13 @@ def main() -> None:
             command = [sys.executable, *sys.argv, "--one", memory]
             found.append(float(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
     size = f"{options.size}x{options.size}"
-    print(f"{options.batch_size} images of {size}, {options.rounds} rounds of {options.steps} steps")
+    print(f"{options.widths}, {options.batch_size} images of {size}, {options.rounds} rounds of {options.steps} steps")
     for memory, found in times.items():
         print(f"freed memory {memory}: median {statistics.median(found):.4f} s, {min(found):.4f} to {max(found):.4f} s")
     ratios = [kept / returned for kept, returned in zip(times["kept"], times["returned"], strict=True)]
     print(f"kept / returned: median {statistics.median(ratios):.3f}, {min(ratios):.3f} to {max(ratios):.3f}")
     keep_freed_memory()
-    for kind, share in shares(options.batch_size, options.size).items():
+    for kind, share in shares(options.widths, options.batch_size, options.size).items():
         print(f"{kind:15} {share:6.1%}")
 
 

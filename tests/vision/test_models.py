@@ -53,6 +53,15 @@ def test_the_whitening_filters_are_frozen_and_the_rest_learns() -> None:
     assert {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0} == trainable
 
 
+def test_each_convolution_begins_by_passing_its_inputs_on() -> None:
+    net = ConvNet(channels=3, classes=10, widths=[32, 16], depth=2)
+    features = torch.randn(2, 64, 9, 9)
+    for convolution in (m for m in net.blocks.modules() if isinstance(m, nn.Conv2d)):
+        given = features[:, : convolution.in_channels]
+        passed = min(convolution.in_channels, convolution.out_channels)
+        assert torch.allclose(convolution(given)[:, :passed], given[:, :passed], atol=1e-6)
+
+
 def test_depth_and_widths_shape_the_network() -> None:
     net = ConvNet(channels=3, classes=10, widths=[8, 16], depth=3)
     convolutions = [m for m in net.blocks.modules() if isinstance(m, nn.Conv2d)]

@@ -62,7 +62,8 @@ class Block(nn.Module):
             for i in range(depth)
         )
         for conv in self.convs:
-            nn.init.dirac_(cast(Tensor, conv.weight)[:inputs].detach())
+            weight = cast(Tensor, conv.weight)
+            nn.init.dirac_(weight[: weight.shape[1]].detach())
         # A running average over the last few batches only: weights move fast in a short training.
         self.norms = nn.ModuleList(nn.BatchNorm2d(outputs, momentum=0.4) for _ in range(depth))
         for norm in self.norms:
