@@ -51,7 +51,9 @@ def training_step(widths: list[int], batch_size: int, size: int) -> Callable[[],
     augment = Augment("alternate", 2, batch_size, generator)
 
     def step() -> None:
-        for batch in shuffled_batches(Examples(images, labels), torch.arange(batch_size), batch_size, generator):
+        for batch in shuffled_batches(
+            Examples(images, labels), torch.arange(batch_size, device=device), batch_size, generator
+        ):
             shown = augment(batch.images, batch.numbers)
             with autocast(device, dtype):
                 logits = model(shown)

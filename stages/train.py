@@ -34,6 +34,11 @@ def main() -> None:
 
     started = time.perf_counter()
     train, val = (examples(name, device) for name in ("train", "val"))
+    if params.train.patience is not None and not len(val.labels):
+        raise UserError(
+            "params.yaml: train.patience: watches the validation loss, but there are no validation images; "
+            "set it to null, or preprocess.val_fraction higher"
+        )
     torch.manual_seed(params.seed)
     description = weights.Description(
         name=params.model.name,

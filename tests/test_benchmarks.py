@@ -28,44 +28,129 @@ def data(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("validate", [[], ["--validate"]])
-def test_speed_prints_a_table_of_a_recipe(data: Path, tmp_path: Path, validate: list[str]) -> None:
-    recipe = tmp_path / "tiny"
-    recipe.write_text(
-        "-S model.widths=[8,8]\n-S train.epochs=1\n-S train.batch_size=50\n-S train.image_scales=[0.25]\n"
-    )
-    arguments = ["--recipe", str(recipe), "--data", str(data), "--rounds", "1", "--repeats", "2", *validate]
-    process = run("benchmarks/speed.py", *arguments)
+TINY = "-S model.widths=[8,8] -S train.epochs=1\n-S train.batch_size=50\n-S train.image_scales=[0.25]\n"
+
+PEER = """
+import sys
+import torch
+import torch.nn.functional as F
+import torchvision.transforms as T
+
+open(sys.argv[0]).close()
+
+class CifarNet(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.whiten = torch.nn.Conv2d(3, 4, 2)
+        self.head = torch.nn.Linear(4, 10)
+        self.half()
+    def forward(self, x):
+        return self.head(self.whiten(x).mean((2, 3)))
+
+class Loader:
+    batch_size = 500
+    def __init__(self):
+        data = torch.load("cifar10/train.pt", map_location=torch.device("cuda"))
+        images = (data["images"].half() / 255).permute(0, 3, 1, 2)
+        self.images = T.Normalize(torch.tensor([0.5] * 3), torch.tensor([0.25] * 3))(images)
+        self.labels = data["labels"].cuda()
+
+@torch.compile
+def loss_of(model, images, labels):
+    return F.cross_entropy(model(images), labels)
+
+def print_training_details(variables, is_final_entry):
+    raise RuntimeError("replaced")
+
+def main(run, model):
+    train_loader, step = Loader(), 3
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    for _ in range(step):
+        loss_of(model, train_loader.images[:500], train_loader.labels[:500]).backward()
+    end.record()
+    torch.cuda.synchronize()
+    time_seconds = 1e-3 * start.elapsed_time(end)
+    val_acc, tta_val_acc = 0.25, 0.5
+    print_training_details(locals(), is_final_entry=True)
+
+if __name__ == "__main__":
+    raise RuntimeError("not run as a script")
+"""
+
+
+def rows(process: subprocess.CompletedProcess[str]) -> dict[str, list[str]]:
     assert process.returncode == 0, process.stderr
-    row = next(line for line in process.stdout.splitlines() if line.startswith("| tiny"))
-    averaged, one_view, runs, seconds, *_ = row.split(" | ")[1:]
+    cells = [line.strip("| ").split(" | ") for line in process.stdout.splitlines() if line.startswith("|")]
+    return {name: others for name, *others in cells}
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    recipe = tmp_path / "tiny"
+    recipe.write_text("-S preprocess.val_fraction=0.0\n" + TINY)
+    return recipe
+
+
+@pytest.mark.parametrize("validate", [[], ["--validate"]])
+def test_speed_prints_a_table_of_a_recipe(data: Path, tiny: Path, validate: list[str]) -> None:
+    arguments = ["--recipe", str(tiny), "--data", str(data), "--rounds", "1", "--repeats", "2", *validate]
+    averaged, one_view, runs, seconds, *_ = rows(run("benchmarks/speed.py", *arguments))["tiny"]
     assert all(re.fullmatch(r"\d+\.\d\d% ± \d+\.\d\d", cell) for cell in (averaged, one_view))
     assert runs == "2"
     assert float(seconds) > 0
 
 
-def test_what_is_missing_is_said_in_one_line(tmp_path: Path) -> None:
-    process = run("benchmarks/speed.py", "--data", str(tmp_path))
-    assert (
-        process.stderr == f"speed.py: {tmp_path}/train_images.npy is not there; `dvc repro preprocess` makes data/raw\n"
-    )
-    (tmp_path / "train_images.npy").touch()
-    process = run("benchmarks/speed.py", "--data", str(tmp_path), "--airbench", str(tmp_path))
-    assert process.stderr == f"speed.py: --airbench: {tmp_path}/airbench94_muon.py is not there\n"
+def test_a_peers_script_runs_on_a_cpu_beside_ours(data: Path, tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "airbench94_muon.py").write_text(PEER)
+    tiny.write_text(tiny.read_text() + "-S train.device=cpu")
+    arguments = ["--recipe", str(tiny), "--data", str(data), "--rounds", "2", "--airbench", str(tmp_path)]
+    process = run("benchmarks/speed.py", *arguments)
+    averaged, one_view, runs, *_ = rows(process)["airbench"]
+    assert (averaged, one_view, runs) == ("50.00% ± 0.00", "25.00% ± 0.00", "2")
+    assert re.search(r"tiny takes \d+\.\d+ of the time of airbench \(.*, n = 2\)", process.stdout)
+
+
+def test_what_would_not_be_a_fair_run_is_refused_in_a_line_each(tmp_path: Path) -> None:
+    arguments = ["--data", str(tmp_path), "--airbench", str(tmp_path), "--validate", "--rounds", "0"]
+    lines = run("benchmarks/speed.py", *arguments).stderr.splitlines()
+    assert f"speed.py: {tmp_path}/train_images.npy is not there" in lines
+    assert f"speed.py: {tmp_path}/airbench94_muon.py is not there" in lines
+    assert "speed.py: --rounds and --repeats must be at least 1" in lines
+    assert "speed.py: --validate: the peers train on all images and are scored on the test split" in lines
+    assert all(line.startswith("speed.py: ") for line in lines)
+    (tmp_path / "empty").touch()
+    lines = run("benchmarks/speed.py", "--data", str(tmp_path), "--recipe", str(tmp_path / "empty")).stderr.splitlines()
+    assert "speed.py: the recipe holds images out: use --validate, or preprocess.val_fraction=0.0" in lines
+
+
+@pytest.mark.parametrize(
+    ("recipe", "says"),
+    [
+        ("-S train.wat=1", "params.yaml has no train.wat"),
+        ("-S train.lr", "expected `-S section.key=value`, not `-S train.lr`"),
+        ("train.lr=1", "expected `-S section.key=value`, not `train.lr=1 `"),
+    ],
+)
+def test_a_recipe_that_dvc_would_not_take_is_refused(tmp_path: Path, recipe: str, says: str) -> None:
+    (tmp_path / "recipe").write_text(recipe)
+    with pytest.raises(ValueError, match=re.escape(says)):
+        speed.settings(ROOT / "params.yaml", tmp_path / "recipe")
 
 
 def test_params_are_read_without_a_yaml_library_as_with_one(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe"
+    recipe.touch()
     document = yaml.safe_load((ROOT / "params.yaml").read_text())
     seed = {"seed": document.pop("seed")}
-    assert speed.settings(ROOT / "params.yaml", None) == {"": seed, **document}
-    recipe = tmp_path / "recipe"
-    recipe.write_text("-S train.lr=0.5\n-S model.widths=[1,2]\n-S seed=3\n-S train.flip=none\n")
+    assert speed.settings(ROOT / "params.yaml", recipe) == {"": seed, **document}
+    recipe.write_text("-S train.lr=0.5 -S model.widths=[1,2]\n-S seed=3\n-S train.flip=none\n")
     changed = speed.settings(ROOT / "params.yaml", recipe)
     assert (changed["train"]["lr"], changed["model"]["widths"], changed[""]["seed"]) == (0.5, [1, 2], 3)
     assert changed["train"]["flip"] == "none"
     (tmp_path / "params.yaml").write_text("train:\n  image_scales:\n  - 1.0\n")
     with pytest.raises(ValueError, match="line 2: expected `key: value`"):
-        speed.settings(tmp_path / "params.yaml", None)
+        speed.settings(tmp_path / "params.yaml", recipe)
 
 
 def test_step_prints_its_tables() -> None:

@@ -193,7 +193,7 @@ def fit(
 
 @dataclass(frozen=True)
 class _Plan:
-    """What an epoch trains on; `pixels` is in those of one full-sized image."""
+    """What an epoch trains on; `pixels` is in those of one batch of full-sized images."""
 
     scale: float
     images: int

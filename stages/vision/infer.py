@@ -89,10 +89,12 @@ def averaged(
         return logits
     result = logits.clone()
     result[again] *= 1 - sum(weight for _, _, weight in _OTHERS[views])
-    for pixels, mirrored, weight in _OTHERS[views]:
-        for numbers in again.split(batch_size):
+    table = images.view(len(images), -1)  # see batches.shuffled_batches
+    for numbers in again.split(batch_size):
+        chosen = table.index_select(0, numbers).view(-1, *images.shape[1:])
+        for pixels, mirrored, weight in _OTHERS[views]:
             moved = torch.full_like(numbers, pixels)
-            view = shift_and_flip(images[numbers], moved, moved, torch.full_like(moved, mirrored, dtype=torch.bool))
+            view = shift_and_flip(chosen, moved, moved, torch.full_like(moved, mirrored, dtype=torch.bool))
             result[numbers] += weight * predict(model, view, batch_size, dtype)
             on_batch(len(numbers))
     return result

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import ErrorDetails, PydanticCustomError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
 
 from vision.stage import ROOT, UserError
 
@@ -16,7 +16,7 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
-Shares = Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=1, max_length=100)]
+Parts = Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=1, max_length=100)]
 
 
 class Section(BaseModel):
@@ -64,8 +64,8 @@ class Train(Section):
     label_smoothing: Fraction
     flip: Literal["none", "random", "alternate"]
     crop_padding: Annotated[int, Field(ge=0, le=64)]
-    image_scales: Shares
-    image_shares: Shares
+    image_scales: Parts
+    image_shares: Parts
     patience: Count | None
 
 
@@ -104,15 +104,6 @@ class Params(Section):
     evaluate: Evaluate
     report: Report
     tracking: Tracking
-
-    @model_validator(mode="after")
-    def _patience_has_something_to_watch(self) -> "Params":
-        if self.train.patience is not None and self.preprocess.val_fraction == 0:
-            raise PydanticCustomError(
-                "conflict",
-                "train.patience: watches the validation loss, but preprocess.val_fraction is 0; change one of them",
-            )
-        return self
 
 
 def load_params(path: Path = ROOT / "params.yaml") -> Params:
@@ -174,8 +165,6 @@ def _explain(details: ErrorDetails) -> str:
             near = _nearest(details["loc"])
             known = ", ".join(_section(details["loc"]).model_fields)
             return f"{where}: unknown key; " + (f"did you mean {near}?" if near else f"known here: {known}")
-        case "conflict":
-            return details["msg"]
         case "missing":
             return f"{where}: missing"
         case "model_type" | "model_attributes_type":

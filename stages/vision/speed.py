@@ -7,17 +7,22 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 
-def peak_flops(device: torch.device, dtype: torch.dtype, seconds: float = 0.5) -> float:
+def peak_flops(device: torch.device, dtype: torch.dtype, seconds: float = 1.0) -> float:
     """Measure what the hardware reaches in a large square matrix product: floating-point operations a second.
 
-    The fastest of the products that fit into about `seconds`: others may be using the machine as well.
+    The fastest of the products that fit into about `seconds`, two at least: others may be using the machine as well.
     """
     size = 8192 if device.type == "cuda" else 2048
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    # What convolutions may do to float32 on a GPU, by default round it to TF32, the product may do too.
+    matmul = torch.backends.cuda.matmul
+    before = matmul.allow_tf32
+    matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
     _timed_product(left, right)  # the first one also sets up the libraries
     fastest, ends = float("inf"), time.perf_counter() + seconds
     while time.perf_counter() < ends:
         fastest = min(fastest, _timed_product(left, right))
+    matmul.allow_tf32 = before
     return 2 * size**3 / fastest
 
 

@@ -226,6 +226,12 @@ def test_an_epoch_trains_on_the_share_of_images_with_the_highest_loss_when_last_
     assert hardest == [list(range(20)), list(range(10, 20)), list(range(15, 20)), list(range(20))]
 
 
+def test_the_last_weights_are_kept_without_a_validation_split_even_if_the_training_loss_rises() -> None:
+    fitted = fit.fit(Knowing(), numbered(20), EMPTY, replace(STILL, epochs=2, batch_size=5, image_shares=[1.0, 0.25]))
+    assert fitted.history[1].train_loss > fitted.history[0].train_loss
+    assert fitted.best_epoch == 2
+
+
 def test_images_of_an_incomplete_batch_come_first_as_they_were_never_seen() -> None:
     model = Knowing()
     fit.fit(model, numbered(20), EMPTY, replace(STILL, epochs=2, batch_size=8, image_shares=[1.0, 0.4]))

@@ -71,13 +71,6 @@ def test_all_mistakes_are_shown_at_once(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-def test_patience_without_a_validation_split_is_refused(tmp_path: Path) -> None:
-    text = changed(train={"patience": 3}, preprocess={"val_fraction": 0.0})
-    assert refusal(tmp_path, text) == [
-        "params.yaml: train.patience: watches the validation loss, but preprocess.val_fraction is 0; change one of them"
-    ]
-
-
 def test_a_missing_key_a_misspelt_section_and_a_section_that_is_none(tmp_path: Path) -> None:
     misspelt = TEXT.replace("  lr:", "  lrr:")
     assert refusal(tmp_path, misspelt) == ["params.yaml: train.lrr: unknown key; did you mean train.lr?"]
