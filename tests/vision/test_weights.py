@@ -52,7 +52,7 @@ class Evil:
 
 def poison(folder: Path) -> None:
     state = torch.load(folder / "model.pt", weights_only=True)
-    state["network.first.bias"][0] = float("nan")
+    state["network.last.weight"][0] = float("nan")
     torch.save(state, folder / "model.pt")
 
 
@@ -74,7 +74,7 @@ def widen(folder: Path) -> None:
         (lambda folder: (folder / "model.pt").write_bytes(pickle.dumps(Evil())), "model.pt: "),
         (lambda folder: torch.save(Evil(), folder / "model.pt"), "was not opened"),
         (lambda folder: torch.save([1, 2], folder / "model.pt"), "model.pt: "),
-        (poison, "network.first.bias holds values that are not finite"),
+        (poison, "network.last.weight holds values that are not finite"),
         (widen, "does not fit model.json"),
     ],
     ids=[
