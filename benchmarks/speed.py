@@ -5,7 +5,7 @@
     python benchmarks/speed.py --hiverge ../cifar10-speedrun        # and cifar10_speedrun
     python benchmarks/speed.py --validate                           # score held-out training images: for tuning
 
-Needs torch and numpy alone, and `data/raw` (`dvc repro preprocess` makes it). Our seconds are all from the files on
+Needs torch and numpy alone, and `data/raw` (`dvc repro download` makes it). Our seconds are all from the files on
 disk to the test-time augmentation, theirs what the scripts count, which leaves reading the data out; images/s and the
 share of the measured peak are those trained on, and the arithmetic of training, over all these seconds. Every contender
 runs in a process of its own in each round; on CUDA, where they compile, one process runs several times (`--repeats`).
