@@ -43,7 +43,7 @@ def settings(params: Path, recipe: Path) -> Settings:
     """Read params.yaml, and a recipe over it, without a YAML library: sections of `key: value`, one a line.
 
     Raises:
-        ValueError: a file is missing or written in another way, or the recipe needs what is not done here.
+        ValueError: a file is missing or written in another way, or the recipe has a key that params.yaml has not.
     """
     for path in (params, recipe):
         if not path.exists():

@@ -48,5 +48,6 @@ def test_the_peak_is_that_of_the_fastest_product(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_product_is_timed(dtype: torch.dtype) -> None:
     small, large = (torch.ones(size, size, dtype=dtype) for size in (8, 1024))
-    for _ in range(3):
-        assert 0 < speed._timed_product(small, small) < speed._timed_product(large, large)
+    # The fastest of several: another process may take the core in the middle of one.
+    quick, slow = (min(speed._timed_product(one, one) for _ in range(5)) for one in (small, large))
+    assert 0 < quick < slow
