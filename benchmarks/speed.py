@@ -36,7 +36,7 @@ from vision.device import choose, keep_freed_memory
 
 ROOT = Path(__file__).resolve().parents[1]
 KINDS = ("images", "labels")
-Settings = dict[str, dict[str, Any]]
+Settings = dict[str, Any]
 
 
 def settings(params: Path, recipe: Path) -> Settings:
@@ -48,26 +48,32 @@ def settings(params: Path, recipe: Path) -> Settings:
     for path in (params, recipe):
         if not path.exists():
             raise ValueError(f"{path} is not there")
-    found: Settings = {"": {}}
-    section = ""
+    found: Settings = {}
+    open_sections = [(-1, found)]  # with their indentation
     for number, line in enumerate(params.read_text().splitlines(), start=1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
         parts = re.fullmatch(r"( *)(\w+): *([^#]*?) *(#.*)?", line)
-        if parts and not parts[1] and not parts[3]:
-            section = parts[2]
-            found[section] = {}
-        elif parts and parts[3]:
-            found[section if parts[1] else ""][parts[2]] = _value(parts[3])
-        elif line.strip() and not line.lstrip().startswith("#"):
+        if not parts:
             raise ValueError(f"{params}: line {number}: expected `key: value` (`git checkout {params.name}`?)")
+        indent, key, text, _ = parts.groups("")
+        while open_sections[-1][0] >= len(indent):
+            open_sections.pop()
+        section = open_sections[-1][1]
+        section[key] = _value(text) if text else {}
+        if not text:
+            open_sections.append((len(indent), section[key]))
     words = recipe.read_text().split()
     for flag, word in itertools.zip_longest(words[::2], words[1::2], fillvalue=""):
-        parts = re.fullmatch(r"(?:(\w+)\.)?(\w+)=(\S+)", word)
+        parts = re.fullmatch(r"((?:\w+\.)*)(\w+)=(\S+)", word)
         if flag != "-S" or not parts:
             raise ValueError(f"{recipe}: expected `-S section.key=value`, not `{flag} {word}`")
-        name, key, value = parts.groups("")
-        if key not in found.get(name, {}):
-            raise ValueError(f"{recipe}: {params.name} has no {name}.{key}")
-        found[name][key] = _value(value)
+        section = found
+        for name in parts[1].split(".")[:-1]:
+            section = section.get(name, {})
+        if parts[2] not in section:
+            raise ValueError(f"{recipe}: {params.name} has no {parts[1]}{parts[2]}")
+        section[parts[2]] = _value(parts[3])
     return found
 
 
@@ -101,9 +107,7 @@ def our_runs(
             test = Examples(*(torch.tensor(np.load(data / f"test_{kind}.npy"), device=device) for kind in KINDS))
         pixels = train.images.float() / 255
         mean, std = pixels.mean((0, 1, 2)).tolist(), pixels.std((0, 1, 2)).tolist()
-        model = models.build(
-            given["model"]["name"], {k: v for k, v in given["model"].items() if k != "name"}, 3, 10, mean, std
-        ).to(device)
+        model = network(given, mean, std).to(device)
         if options.compile:  # once: later runs start from new weights in the compiled model
             if kept is None:
                 kept = model
@@ -112,7 +116,7 @@ def our_runs(
             model = kept
         model.initialize_from(train.images[:5000])
         nothing = Examples(train.images[:0], train.labels[:0])
-        fitted = fit.fit(model, train, nothing, fit.Settings(seed=seed, dtype=dtype, **train_settings))
+        fitted = fit.fit(model, train, nothing, fit.Settings(seed=seed, dtype=dtype, freeze=0, **train_settings))
         one_view = infer.predict(model, test.images, evaluate["batch_size"], dtype)
         logits = infer.averaged(
             model, test.images, one_view, evaluate["batch_size"], dtype, evaluate["views"], evaluate["unsure"]
@@ -132,10 +136,16 @@ def our_runs(
         }
 
 
+def network(given: Settings, mean: list[float], std: list[float]) -> models.Classifier:
+    """Make the recipe's network for CIFAR-10."""
+    chosen = given["model"]
+    options = chosen.get(chosen["name"], chosen["torchvision"])
+    return models.build(chosen["name"], options, [32, 32, 3], 10, mean, std, chosen["image_size"])
+
+
 def _flops(given: Settings, history: list[fit.Epoch]) -> float:
     """Of the forward and backward passes of all epochs; counted on a network of its own, on the CPU."""
-    options = {key: value for key, value in given["model"].items() if key != "name"}
-    model = models.build(given["model"]["name"], options, 3, 10, [0.5] * 3, [0.25] * 3)
+    model = network(given, [0.5] * 3, [0.25] * 3)
     sizes = {epoch.image_scale: max(2, round(32 * epoch.image_scale)) for epoch in history}
     flops = {
         scale: speed.training_flops(model, torch.zeros(1, size, size, 3, dtype=torch.uint8))
@@ -228,6 +238,8 @@ def check(options: argparse.Namespace) -> None:
     preprocess = given["preprocess"]
     if (preprocess["train_limit"], preprocess["normalize"]) != (None, "per_channel"):
         problems.append("preprocess.train_limit and preprocess.normalize are not followed here")
+    if (given["model"]["weights"], given["model"]["freeze"]) != (None, 0):
+        problems.append("model.weights and model.freeze are not followed here")
     if preprocess["val_fraction"] and not options.validate:
         problems.append("the recipe holds images out: use --validate, or preprocess.val_fraction=0.0")
     if options.validate and chosen:

@@ -43,11 +43,12 @@ def training_step(widths: list[int], batch_size: int, size: int) -> Callable[[],
     device, dtype = choose("auto", "auto")
     torch.manual_seed(0)
     generator = torch.Generator(device).manual_seed(0)
-    model = models.build("convnet", {"widths": widths, "depth": 2}, 3, 10, [0.5] * 3, [0.25] * 3).to(device)
+    model = models.build("convnet", {"widths": widths, "depth": 2}, [size, size, 3], 10, [0.5] * 3, [0.25] * 3)
+    model.to(device)
     images = torch.randint(0, 256, (batch_size, size, size, 3), dtype=torch.uint8, device=device, generator=generator)
     labels = torch.randint(0, 10, (batch_size,), device=device, generator=generator)
     model.initialize_from(images)
-    made = optimizers(model, "muon", 0.15, 0.02, 0.6, 0.0, dtype)
+    made = optimizers(model, "muon", 0.15, 0.02, 0.6, True, 0.0, dtype)
     augment = Augment("alternate", 2, batch_size, generator)
 
     def step() -> None:

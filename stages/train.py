@@ -10,11 +10,12 @@ from dataclasses import asdict
 
 import torch
 
-from vision import arrays, fit, speed, tracking, weights
+from vision import arrays, fit, models, speed, tracking, transfer, weights
+from vision.arrays import Stats
 from vision.augment import shrunk
 from vision.batches import Examples
 from vision.device import choose, environment, keep_freed_memory
-from vision.params import Params, load_params
+from vision.params import Model, Params, load_params
 from vision.progress import bar
 
 Row = dict[str, float | None]
@@ -40,25 +41,25 @@ def main() -> None:
             "set it to null, or preprocess.val_fraction higher"
         )
     torch.manual_seed(params.seed)
-    description = weights.Description(
-        name=params.model.name,
-        options=params.model.model_dump(exclude={"name"}),
-        classes=stats.classes,
-        image_shape=stats.image_shape,
-        mean=stats.mean,
-        std=stats.std,
-    )
-    model = weights.build(description).to(device)
+    model, description = network(params.model, stats)
+    model.to(device)
     model.initialize_from(train.images[:5000])
+    if params.model.weights is not None:
+        transfer.start_from(model, params.model.name, params.model.weights)
     prepared = time.perf_counter() - started
-    flops = {scale: speed.training_flops(model, shrunk(train.images[:1], scale)) for scale in params.train.image_scales}
+    for scale in params.train.image_scales:
+        check(model, shrunk(train.images[:1], scale), scale)
 
     with tracking.training_run(params, stats) as run:
         history: list[Row] = []
+        work = 0.0
 
         def on_epoch(epoch: fit.Epoch) -> None:
-            share = epoch.images_per_s * flops[epoch.image_scale] / peak
-            history.append({**asdict(epoch), "share_of_peak": share})
+            nonlocal work
+            # Of the epoch's size of images, and of the layers that it trained.
+            flops = speed.training_flops(model, shrunk(train.images[:1], epoch.image_scale))
+            work += flops * epoch.images
+            history.append({**asdict(epoch), "share_of_peak": epoch.images_per_s * flops / peak})
             run.log_epoch(history[-1])
 
         started = time.perf_counter()
@@ -67,7 +68,7 @@ def main() -> None:
         except fit.Diverged as error:
             raise UserError(f"{error} is not a finite number; lower train.lr (now {params.train.lr:g})") from None
         summary = {
-            **summarize(fitted, flops, peak),
+            **summarize(fitted, work, peak),
             "seconds": prepared + time.perf_counter() - started,
             "peak_tflops": peak / 1e12,
             "parameters": sum(p.numel() for p in model.parameters()),
@@ -98,6 +99,38 @@ def main() -> None:
     )
 
 
+def network(settings: Model, stats: Stats) -> tuple[models.Classifier, weights.Description]:
+    """Make the network for this data, its weights random, and its description."""
+    image_size = settings.image_size
+    if image_size is None and settings.weights == transfer.PRETRAINED:
+        image_size = transfer.pretrained_size(settings.name)
+    description = weights.Description(
+        name=settings.name,
+        options=getattr(settings, settings.family).model_dump(),
+        classes=stats.classes,
+        image_shape=stats.image_shape,
+        mean=stats.mean,
+        std=stats.std,
+        image_size=image_size,
+    )
+    try:
+        return weights.build(description), description
+    except ValueError as error:
+        raise UserError(f"params.yaml: {error}") from None
+
+
+def check(model: models.Classifier, image: torch.Tensor, scale: float) -> None:
+    """Refuse images, shrunk to `scale`, that the network is too deep for or not made for."""
+    try:
+        speed.training_flops(model, image)
+    except RuntimeError as error:
+        height, width = image.shape[1:3]
+        raise UserError(
+            f"params.yaml: train.image_scales: the network cannot take images of {height}x{width} pixels, {scale:g} of "
+            f"their size ({str(error).splitlines()[0]}); set it to [1.0], or model.image_size higher"
+        ) from None
+
+
 def examples(name: str, device: torch.device) -> Examples:
     """Bring one split to the device: images as uint8, labels as int64."""
     split = arrays.read_split(ROOT / "data/processed", name)
@@ -115,7 +148,8 @@ def fit_with_progress(
     on_epoch: Callable[[fit.Epoch], None],
 ) -> fit.Fitted:
     """Call `fit.fit`, showing a bar and a line an epoch."""
-    settings = fit.Settings(seed=params.seed, dtype=dtype, **params.train.model_dump(exclude={"device", "precision"}))
+    given = params.train.model_dump(exclude={"device", "precision"})
+    settings = fit.Settings(seed=params.seed, dtype=dtype, freeze=params.model.freeze, **given)
     # In per cent: images of an epoch at full size take longer than those of the first ones.
     form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}, {postfix}"
     with bar(total=100, unit="%", description="train", bar_format=form) as progress_bar:
@@ -141,16 +175,15 @@ def fit_with_progress(
         return fit.fit(model, train, val, settings, show, show_and_pass_on)
 
 
-def summarize(fitted: fit.Fitted, flops: dict[float, float], peak: float) -> dict[str, float]:
+def summarize(fitted: fit.Fitted, work: float, peak: float) -> dict[str, float]:
     """What metrics/train.json says of the best epoch and of all epochs together.
 
-    `flops` are the operations an image by its scale, `peak` those a second that the device reaches.
+    `work` are the floating-point operations of all epochs, `peak` those a second that the device reaches.
     """
     best = asdict(fitted.history[fitted.best_epoch - 1])
     names = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")
     images = sum(epoch.images for epoch in fitted.history)
     seconds = sum(epoch.images / epoch.images_per_s for epoch in fitted.history)
-    work = sum(epoch.images * flops[epoch.image_scale] for epoch in fitted.history)
     return {
         "best_epoch": fitted.best_epoch,
         "epochs": len(fitted.history),

@@ -98,7 +98,7 @@ def clone(folder: Path) -> Project:
     official_formats.write_checksums(project.root / "stages/vision/cifar10.md5", data)
     project.set(
         download={"source": str(folder / "cifar-10-binary.tar.gz")},
-        model={"widths": [8, 16]},
+        model={"convnet": {"widths": [8, 16], "depth": 2}},
         train={"epochs": 3, "batch_size": 50, "device": "cpu"},
         report={"predictions": 12, "mistakes": 4},
     )

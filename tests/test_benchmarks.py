@@ -28,7 +28,7 @@ def data(tmp_path: Path) -> Path:
     return tmp_path
 
 
-TINY = "-S model.widths=[8,8] -S train.epochs=1\n-S train.batch_size=50\n-S train.image_scales=[0.25]\n"
+TINY = "-S model.convnet.widths=[8,8] -S train.epochs=1\n-S train.batch_size=50\n-S train.image_scales=[0.25]\n"
 
 PEER = """
 import sys
@@ -141,15 +141,13 @@ def test_a_recipe_that_dvc_would_not_take_is_refused(tmp_path: Path, recipe: str
 def test_params_are_read_without_a_yaml_library_as_with_one(tmp_path: Path) -> None:
     recipe = tmp_path / "recipe"
     recipe.touch()
-    document = yaml.safe_load((ROOT / "params.yaml").read_text())
-    seed = {"seed": document.pop("seed")}
-    assert speed.settings(ROOT / "params.yaml", recipe) == {"": seed, **document}
-    recipe.write_text("-S train.lr=0.5 -S model.widths=[1,2]\n-S seed=3\n-S train.flip=none\n")
+    assert speed.settings(ROOT / "params.yaml", recipe) == yaml.safe_load((ROOT / "params.yaml").read_text())
+    recipe.write_text("-S train.lr=0.5 -S model.convnet.widths=[1,2]\n-S seed=3\n-S train.flip=none\n")
     changed = speed.settings(ROOT / "params.yaml", recipe)
-    assert (changed["train"]["lr"], changed["model"]["widths"], changed[""]["seed"]) == (0.5, [1, 2], 3)
+    assert (changed["train"]["lr"], changed["model"]["convnet"]["widths"], changed["seed"]) == (0.5, [1, 2], 3)
     assert changed["train"]["flip"] == "none"
     (tmp_path / "params.yaml").write_text("train:\n  image_scales:\n  - 1.0\n")
-    with pytest.raises(ValueError, match="line 2: expected `key: value`"):
+    with pytest.raises(ValueError, match="line 3: expected `key: value`"):
         speed.settings(tmp_path / "params.yaml", recipe)
 
 

@@ -5,16 +5,17 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from vision.augment import Augment, Flip, shrunk
 from vision.batches import Examples, batches_per_epoch, shuffled_batches
 from vision.infer import autocast, predict
-from vision.optim import optimizers, up_then_down
+from vision.optim import Name, Schedule, optimizers, schedule
 
 
 class Diverged(ArithmeticError):
@@ -29,17 +30,23 @@ class Settings:
     dtype: torch.dtype
     epochs: int
     batch_size: int
-    optimizer: Literal["muon", "sgd"]
+    freeze: int
+    optimizer: Name
     lr: float
     other_lr: float
     momentum: float
+    nesterov: bool
     weight_decay: float
+    schedule: Schedule
     warmup: float
+    clip_norm: float | None
     label_smoothing: float
     flip: Flip
     crop_padding: int
     image_scales: Sequence[float]
     image_shares: Sequence[float]
+    ema: float | None
+    keep: Literal["val_loss", "val_accuracy", "last"]
     patience: int | None
 
 
@@ -96,16 +103,18 @@ def fit(
     on_progress: Callable[[Progress], None] = lambda progress: None,
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
 ) -> Fitted:
-    """Train `model` in place; what it holds at the end are the best weights of any epoch.
+    """Train `model` in place; what it holds at the end are the weights of the epoch that `settings.keep` asks for.
 
-    The best are those of the lowest validation loss, or the last ones where `val` is empty.
+    Without validation images these are the last ones. With `settings.ema`, what is validated and kept are not the
+    weights themselves but an average of them, exponential by the step.
 
     An epoch trains on the share of the images that `image_shares` says: those whose loss was highest when they were
     last seen, as what the network already knows teaches it little (Jiang et al. 2019, "Accelerating deep learning by
     focusing on the biggest losers", arXiv:1910.00762, in which the choice is made anew for each batch).
 
     Args:
-        model: maps uint8 images [B, H, W, C] to logits [B, classes]; on the device of the data.
+        model: maps uint8 images [B, H, W, C] to logits [B, classes]; on the device of the data. For `settings.freeze`
+            it has a `head`, its last layer.
         train: the training split.
         val: the validation split; may hold no images.
         settings: how to train.
@@ -126,22 +135,29 @@ def fit(
         settings.lr,
         settings.other_lr,
         settings.momentum,
+        settings.nesterov,
         settings.weight_decay,
         settings.dtype,
     )
-    schedules = [up_then_down(optimizer, steps, settings.warmup) for optimizer in made]
+    schedules = [schedule(optimizer, settings.schedule, steps, settings.warmup) for optimizer in made]
+    trained = [p for p in model.parameters() if p.requires_grad]
+    average: AveragedModel | None = None
+    if settings.ema is not None:
+        average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.ema), use_buffers=True)
+    kept = model if average is None else average.module
     # Half-precision gradients of small values vanish without a scale; bf16 has the range of fp32 and needs none.
     scaler = torch.amp.GradScaler(device.type, enabled=settings.dtype == torch.float16)
     # The scaler leaves out steps whose gradients overflow, the first one perhaps; the schedule goes on all the same.
     warnings.filterwarnings("ignore", r"Detected call of `lr_scheduler.step\(\)`")
 
     history: list[Epoch] = []
-    best_loss, best_epoch, best_weights = math.inf, 0, dict[str, Tensor]()
+    best_score, best_epoch, best_weights = -math.inf, 0, dict[str, Tensor]()
     pixels = sum(planned.pixels for planned in plan)
     scale, shown, done = 1.0, train, 0.0
     losses = torch.full((len(train.labels),), math.inf, device=device)  # of each image when it was last seen
     for epoch, planned in enumerate(plan, start=1):
         model.train()
+        _freeze(model, trained, epoch <= settings.freeze)
         meter = _Meter(device, on_progress, epoch, planned.steps, done / pixels, planned.pixels / pixels)
         done += planned.pixels
         lr = 0.0
@@ -157,38 +173,60 @@ def fit(
             scaler.scale(loss).backward()
             losses[numbers] = each.detach()
             lr = max(lr, made[0].param_groups[0]["lr"])
-            for optimizer, schedule in zip(made, schedules, strict=True):
+            if settings.clip_norm is not None:
+                for optimizer in made:
+                    scaler.unscale_(optimizer)
+                nn.utils.clip_grad_norm_(trained, settings.clip_norm)
+            for optimizer, going in zip(made, schedules, strict=True):
                 scaler.step(optimizer)
-                schedule.step()
+                going.step()
                 optimizer.zero_grad(set_to_none=True)
             scaler.update()
+            if average is not None:
+                average.update_parameters(model)
             meter.add(loss, logits, labels)
-        trained = meter.tell()
-        val_loss, val_accuracy = _validate(model, val, settings) if len(val.labels) else (None, None)
+        told = meter.tell()
+        val_loss, val_accuracy = _validate(kept, val, settings) if len(val.labels) else (None, None)
         history.append(
             Epoch(
                 epoch=epoch,
                 lr=lr,
                 image_scale=scale,
                 images=meter.images,
-                train_loss=trained.loss,
-                train_accuracy=trained.accuracy,
+                train_loss=told.loss,
+                train_accuracy=told.accuracy,
                 val_loss=val_loss,
                 val_accuracy=val_accuracy,
                 seconds=time.perf_counter() - meter.started,
-                images_per_s=trained.images_per_s,
+                images_per_s=told.images_per_s,
             )
         )
         on_epoch(history[-1])
-        if val_loss is None:
-            best_epoch = epoch
-        elif val_loss < best_loss:
-            best_loss, best_epoch, best_weights = val_loss, epoch, _copied(model)
+        score = _score(history[-1], settings.keep)
+        if score > best_score:
+            best_score, best_epoch, best_weights = score, epoch, _copied(kept)
         elif settings.patience is not None and epoch - best_epoch >= settings.patience:
             break
-    if best_weights:
-        model.load_state_dict(best_weights)
+    model.load_state_dict(best_weights)
     return Fitted(history, best_epoch, stopped_early=len(history) < settings.epochs)
+
+
+def _freeze(model: nn.Module, trained: Sequence[nn.Parameter], frozen: bool) -> None:
+    """Train the head alone, or all parameters of `trained`. Frozen layers do not learn statistics either."""
+    for p in trained:
+        p.requires_grad_(not frozen)
+    if frozen:
+        model.eval()
+        head = cast(nn.Module, model.head).train()
+        for p in head.parameters():
+            p.requires_grad_(True)
+
+
+def _score(epoch: Epoch, keep: str) -> float:
+    """What the best epoch has most of."""
+    if keep == "last" or epoch.val_loss is None or epoch.val_accuracy is None:
+        return epoch.epoch
+    return epoch.val_accuracy if keep == "val_accuracy" else -epoch.val_loss
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,8 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
+NonNegativeCount = Annotated[int, Field(ge=0)]
+Channels = Annotated[int, Field(ge=1, le=4096)]
 Parts = Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=1, max_length=100)]
 
 
@@ -40,12 +42,46 @@ class Preprocess(Section):
     samples_per_class: Annotated[int, Field(ge=1, le=50)]
 
 
+class ConvNet(Section):
+    """The fast network."""
+
+    widths: Annotated[list[Channels], Field(min_length=1, max_length=4)]
+    depth: Annotated[int, Field(ge=1, le=16)]
+
+
+class Plain(Section):
+    """The textbook's network."""
+
+    widths: Annotated[list[Channels], Field(min_length=1, max_length=8)]
+    depth: Annotated[int, Field(ge=1, le=16)]
+    kernel: Annotated[int, Field(ge=1, le=15)]
+    padding: Literal["same", "valid"]
+    batch_norm: bool
+    hidden: Annotated[list[Annotated[int, Field(ge=1, le=100_000)]], Field(max_length=8)]
+    dropout: Fraction
+
+
+class Torchvision(Section):
+    """A network of torchvision."""
+
+    stem: Literal["small", "standard"]
+
+
 class Model(Section):
     """The network."""
 
-    name: Literal["convnet"]
-    widths: Annotated[list[Annotated[int, Field(ge=1, le=4096)]], Field(min_length=1, max_length=4)]
-    depth: Annotated[int, Field(ge=1, le=16)]
+    name: Annotated[str, Field(pattern=r"^[a-z0-9_]+$", max_length=100)]
+    image_size: Annotated[int, Field(ge=2, le=2048)] | None
+    weights: Annotated[str, Field(min_length=1)] | None
+    freeze: NonNegativeCount
+    convnet: ConvNet
+    plain: Plain
+    torchvision: Torchvision
+
+    @property
+    def family(self) -> str:
+        """The section that describes the network `name`."""
+        return self.name if self.name in ("convnet", "plain") else "torchvision"
 
 
 class Train(Section):
@@ -55,17 +91,22 @@ class Train(Section):
     precision: Literal["auto", "fp32", "bf16", "fp16"]
     epochs: Annotated[int, Field(ge=1, le=100_000)]
     batch_size: Annotated[int, Field(ge=2, le=1_000_000)]
-    optimizer: Literal["muon", "sgd"]
+    optimizer: Literal["muon", "sgd", "adam", "adamw"]
     lr: Positive
     other_lr: Positive
     momentum: Fraction
+    nesterov: bool
     weight_decay: NotNegative
+    schedule: Literal["constant", "step", "cosine", "one_cycle", "linear"]
     warmup: Fraction
+    clip_norm: Positive | None
     label_smoothing: Fraction
     flip: Literal["none", "random", "alternate"]
     crop_padding: Annotated[int, Field(ge=0, le=64)]
     image_scales: Parts
     image_shares: Parts
+    ema: Annotated[float, Field(gt=0, lt=1)] | None
+    keep: Literal["val_loss", "val_accuracy", "last"]
     patience: Count | None
 
 

@@ -134,7 +134,8 @@ class _MlflowRun(Run):
     def describe(self, params: Params, stats: Stats) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag, Param
 
-        made_with = params.model_dump(include={"seed", "preprocess", "model", "train"})
+        others = {"convnet", "plain", "torchvision"} - {params.model.family}  # sections that say nothing of this model
+        made_with = params.model_dump(include={"seed", "preprocess", "model", "train"}, exclude={"model": others})
         self._client.log_batch(self._id, params=[Param(*item) for item in _flat(made_with)])
         digest = (_data_hash() or stats.split_digest)[:36]  # as many characters as MLflow keeps
         data = Dataset("data/processed", digest, source_type="local", source=json.dumps({"uri": "data/processed"}))

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from vision import models
 from vision.arrays import read_json, replaced_file, write_json
@@ -14,7 +15,7 @@ from vision.stage import UserError
 
 @dataclass(frozen=True)
 class Description:
-    """The network and its data: `options` are the family's, `classes` the names in the order of the logits."""
+    """The network and its data; see `models.build`. `classes` are the names in the order of the logits."""
 
     name: str
     options: dict[str, Any]
@@ -22,6 +23,7 @@ class Description:
     image_shape: list[int]
     mean: list[float]
     std: list[float]
+    image_size: int | None = None
 
 
 def build(description: Description) -> models.Classifier:
@@ -29,10 +31,11 @@ def build(description: Description) -> models.Classifier:
     return models.build(
         description.name,
         description.options,
-        channels=description.image_shape[-1],
+        image_shape=description.image_shape,
         classes=len(description.classes),
         mean=description.mean,
         std=description.std,
+        image_size=description.image_size,
     )
 
 
@@ -54,22 +57,39 @@ def load(directory: Path) -> tuple[models.Classifier, Description]:
     try:
         description = Description(**read_json(directory / "model.json"))
         model = build(description)
-    except (TypeError, KeyError) as error:
+    except (TypeError, KeyError, ValueError) as error:
         raise UserError(
             f"{directory / 'model.json'}: not made by the train stage ({error}); `dvc repro -f train`"
         ) from None
     try:
-        model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        model.load_state_dict(read_state(path))
     except FileNotFoundError:
         raise UserError(f"{path}: not found; `dvc repro` makes it") from None
-    except pickle.UnpicklingError:
-        raise UserError(
-            f"{path}: not a state dict of tensors alone, so it was not opened; `dvc repro -f train`"
-        ) from None
-    except (RuntimeError, EOFError, AttributeError, TypeError) as error:
+    except UserError as error:
+        raise UserError(f"{path}: {error}; `dvc repro -f train`") from None
+    except (RuntimeError, TypeError) as error:
         first = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"{path}: does not fit model.json or is damaged ({first}); `dvc repro -f train`") from None
-    broken = [name for name, value in model.state_dict().items() if not torch.isfinite(value).all()]
-    if broken:
-        raise UserError(f"{path}: {broken[0]} holds values that are not finite; `dvc repro -f train`")
+        raise UserError(f"{path}: does not fit model.json ({first}); `dvc repro -f train`") from None
     return model.eval(), description
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """Read a state dict that `torch.save` wrote, onto the CPU; nothing else that a pickle may hold is opened.
+
+    Raises:
+        UserError: it is damaged or no state dict, or a value is not finite; the path is left to the caller.
+        FileNotFoundError: there is no such file.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise UserError("not a state dict of tensors alone, so it was not opened") from None
+    except (RuntimeError, EOFError, AttributeError, TypeError, ValueError, KeyError) as error:
+        first = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"damaged, or not made by torch.save ({first})") from None
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UserError("not a state dict: expected a dictionary of tensors")
+    broken = [name for name, value in state.items() if not torch.isfinite(value).all()]
+    if broken:
+        raise UserError(f"{broken[0]} holds values that are not finite")
+    return state

@@ -175,7 +175,7 @@ def test_a_training_that_diverges_says_so_and_fails_its_run(project: Project) ->
 @pytest.mark.parametrize("recipe", sorted(path.name for path in (REPOSITORY / "recipes").iterdir()))
 def test_a_recipe_runs_and_what_stands_behind_it_wins(project: Project, recipe: str) -> None:
     words = (project.root / "recipes" / recipe).read_text().split()
-    small = ["-S", "model.widths=[8,16]", "-S", "train.epochs=2", "-S", "train.batch_size=50"]
+    small = ["-S", "model.convnet.widths=[8,16]", "-S", "train.epochs=2", "-S", "train.batch_size=50"]
     output = project.run("dvc", "exp", "run", "-n", recipe, *words, *small)
     assert "WARNING" not in output
     assert project.json("models/model.json")["options"]["widths"] == [8, 16]

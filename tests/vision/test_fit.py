@@ -15,17 +15,23 @@ SETTINGS = fit.Settings(
     dtype=torch.float32,
     epochs=3,
     batch_size=50,
+    freeze=0,
     optimizer="muon",
     lr=0.1,
     other_lr=0.02,
     momentum=0.6,
+    nesterov=True,
     weight_decay=0.0,
+    schedule="linear",
     warmup=0.1,
+    clip_norm=None,
     label_smoothing=0.1,
     flip="alternate",
     crop_padding=1,
     image_scales=[1.0],
     image_shares=[1.0],
+    ema=None,
+    keep="val_loss",
     patience=None,
 )
 EMPTY = Examples(torch.zeros(0, 8, 8, 3, dtype=torch.uint8), torch.zeros(0, dtype=torch.int64))
@@ -47,15 +53,23 @@ def striped(count: int, seed: int, noise: int = 60) -> Examples:
 
 def network(train: Examples, seed: int = 0) -> models.Classifier:
     torch.manual_seed(seed)
-    model = models.build("convnet", {"widths": [8, 16], "depth": 1}, 3, 4, [0.4] * 3, [0.2] * 3)
+    model = models.build("convnet", {"widths": [8, 16], "depth": 1}, [8, 8, 3], 4, [0.4] * 3, [0.2] * 3)
     model.initialize_from(train.images)
     return model
 
 
 @pytest.mark.parametrize(
     "change",
-    [{}, {"dtype": torch.bfloat16}, {"dtype": torch.float16}, {"optimizer": "sgd", "momentum": 0.9}],
-    ids=["fp32", "bf16", "fp16", "sgd"],
+    [
+        {},
+        {"dtype": torch.bfloat16},
+        {"dtype": torch.float16},
+        {"dtype": torch.float16, "optimizer": "adam", "lr": 0.01, "clip_norm": 1.0},
+        {"optimizer": "sgd", "momentum": 0.9},
+        {"optimizer": "adamw", "lr": 0.01, "schedule": "one_cycle"},
+        {"ema": 0.5},
+    ],
+    ids=["fp32", "bf16", "fp16", "fp16-clipped", "sgd", "adamw", "ema"],
 )
 def test_it_learns(change: dict[str, object]) -> None:
     train, val = striped(600, seed=1), striped(200, seed=2)
@@ -252,3 +266,63 @@ def test_the_progress_counts_smaller_and_fewer_images_as_less_work() -> None:
     # 200 images of a quarter of the pixels, then 100 whole ones.
     assert [p.share for p in told if p.epoch == 1][-1] == pytest.approx(1 / 3)
     assert told[-1].share == pytest.approx(1)
+
+
+@pytest.mark.parametrize(("keep", "best"), [("val_loss", 3), ("val_accuracy", 2), ("last", 4)])
+def test_the_best_epoch_goes_by_what_is_asked_for(keep: str, best: int) -> None:
+    train = striped(60, seed=1)
+    val = Examples(train.images, torch.tensor([0, *[1] * 59]))
+    # The logit of class 0 is lowered: enough for all answers to be 1 in the second epoch, surer in the third.
+    model = Told([-1.0, 0.5, 3.0, -1.0])
+    settings = replace(SETTINGS, epochs=4, keep=keep, lr=1e-6, other_lr=1e-6)  # type: ignore[arg-type]
+    fitted = fit.fit(model, train, val, settings)
+    assert fitted.best_epoch == model.validations == best
+
+
+def test_an_average_of_the_weights_is_validated_and_kept() -> None:
+    train, val = striped(300, seed=1), striped(100, seed=2)
+    model = network(train)
+    seen: list[Tensor] = []
+    # A training step sees the weights that the step before left, and the validation those that the last one left.
+    model.register_forward_hook(lambda module, inputs, logits: seen.append(model.head.weight.detach().clone()))  # type: ignore[operator]
+    fitted = fit.fit(model, train, val, replace(SETTINGS, epochs=1, ema=0.8, keep="last"))
+    _, *after_each_step = seen
+    assert len(after_each_step) == 6
+    expected = after_each_step[0]  # the average begins with the weights after the first step
+    for weights in after_each_step[1:]:
+        expected = 0.8 * expected + 0.2 * weights
+    assert torch.allclose(model.head.weight, expected, atol=1e-6)  # type: ignore[arg-type]
+    assert not torch.allclose(expected, after_each_step[-1], atol=1e-3)
+    logits = predict(model, val.images, 100, torch.float32)
+    assert fitted.history[-1].val_loss == pytest.approx(F.cross_entropy(logits, val.labels).item(), rel=1e-4)
+
+
+def test_large_gradients_are_clipped_to_the_norm_over_all_parameters() -> None:
+    train = striped(50, seed=1)
+    moved = []
+    for clip_norm in (None, 1e-3):
+        model = network(train)
+        before = [p.detach().clone() for p in model.parameters()]
+        still = replace(STILL, epochs=1, lr=1.0, momentum=0.0, warmup=0.0, clip_norm=clip_norm)
+        fit.fit(model, train, EMPTY, still)
+        steps = [(p.detach() - old).flatten() for p, old in zip(model.parameters(), before, strict=True)]
+        moved.append(torch.cat(steps))
+    assert moved[0].norm() > 0.01
+    assert moved[1].norm() == pytest.approx(1e-3, rel=1e-2)
+    assert F.cosine_similarity(moved[0], moved[1], dim=0) > 0.999
+
+
+def test_frozen_layers_stay_as_they_are_statistics_included_and_then_learn() -> None:
+    train, val = striped(200, seed=1), striped(100, seed=2)
+
+    def changed(epochs: int) -> set[str]:
+        model = network(train)
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        fit.fit(model, train, val, replace(SETTINGS, epochs=epochs, freeze=2, keep="last"))
+        return {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+
+    assert changed(2) == {"network.last.weight"}
+    assert {"network.last.weight", "network.blocks.0.convs.0.weight", "network.blocks.0.norms.0.running_mean"} <= (
+        changed(3)
+    )
+    assert "network.first.weight" not in changed(3), "what the network itself does not train stays"

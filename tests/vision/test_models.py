@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import torch
 from torch import nn
@@ -6,10 +8,20 @@ from vision import models
 from vision.models.convnet import ConvNet
 
 
-def classifier(channels: int = 3, classes: int = 10, widths: tuple[int, ...] = (8, 16, 16)) -> models.Classifier:
+def classifier(channels: int = 3, classes: int = 10) -> models.Classifier:
+    return build("convnet", {"widths": [8, 16, 16], "depth": 2}, [32, 32, channels], classes)
+
+
+def build(
+    name: str, options: dict[str, object], shape: list[int] | None = None, classes: int = 10, size: int | None = None
+) -> models.Classifier:
     torch.manual_seed(0)
-    mean, std = [0.4] * channels, [0.2] * channels
-    return models.build("convnet", {"widths": list(widths), "depth": 2}, channels, classes, mean, std)
+    shape = shape or [32, 32, 3]
+    return models.build(name, options, shape, classes, [0.4] * shape[-1], [0.2] * shape[-1], size)
+
+
+def pictures(*shape: int) -> torch.Tensor:
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (28, 28), (48, 24), (5, 7)])
@@ -73,3 +85,88 @@ def test_depth_and_widths_shape_the_network() -> None:
 def test_one_seed_gives_one_network() -> None:
     first, second = classifier().state_dict(), classifier().state_dict()
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+TUTORIAL = {
+    "widths": [6, 16], "depth": 1, "kernel": 5, "padding": "valid", "batch_norm": False, "hidden": [120, 84],
+    "dropout": 0.0,
+}  # fmt: skip
+
+
+def test_plain_can_be_the_net_of_pytorchs_tutorial() -> None:
+    model = build("plain", TUTORIAL).eval()
+    reference = nn.Sequential(
+        nn.Conv2d(3, 6, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
+        nn.Linear(16 * 5 * 5, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, 10),
+    )  # fmt: skip
+    # Its parameters come in the order of the layers.
+    values = dict(zip(reference.state_dict(), model.network.state_dict().values(), strict=True))
+    reference.load_state_dict(values)
+    images = pictures(4, 32, 32, 3)
+    assert torch.allclose(model(images), reference(model.normalized(images)), atol=1e-5)
+
+
+def test_plain_drops_inputs_of_its_linear_layers_in_training_alone() -> None:
+    model = build("plain", {**TUTORIAL, "dropout": 0.5})
+    images = pictures(4, 32, 32, 3)
+    assert not torch.equal(model.train()(images), model(images))
+    assert torch.equal(model.eval()(images), model(images))
+
+
+def test_plain_normalises_and_deepens_as_asked() -> None:
+    deep = {**TUTORIAL, "depth": 2, "padding": "same", "batch_norm": True, "hidden": []}
+    network = build("plain", deep).network
+    kinds = [type(layer).__name__ for layer in network.modules()][2:-2]
+    block = ["Conv2d", "BatchNorm2d", "ReLU"] * 2 + ["MaxPool2d"]
+    assert kinds == block * 2
+    assert network.last.in_features == 16 * 8 * 8  # type: ignore[union-attr]
+
+
+def test_plain_says_when_nothing_is_left_of_the_image() -> None:
+    with pytest.raises(ValueError, match=r"^model.plain.widths: nothing is left of an image of 8x8 pixels"):
+        build("plain", TUTORIAL, [8, 8, 3])
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vgg11_bn"])
+def test_the_small_stem_looks_at_small_images_in_full(name: str) -> None:
+    model = build(name, {"stem": "small"}, classes=7)
+    assert model(pictures(2, 32, 32, 3)).shape == (2, 7)
+    first = next(m for m in model.modules() if isinstance(m, nn.Conv2d))
+    assert (first.kernel_size, first.stride) == ((3, 3), (1, 1))
+    features: list[torch.Size] = []
+    last = [m for m in model.modules() if isinstance(m, nn.Conv2d)][-1]
+    last.register_forward_hook(lambda module, inputs, output: features.append(output.shape))
+    model(pictures(2, 32, 32, 3))
+    assert features[0][-1] == {"resnet18": 4, "vgg11_bn": 2}[name]  # the standard resnet18 has 1 there
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "squeezenet1_1", "shufflenet_v2_x0_5", "googlenet"])
+def test_any_classifier_of_torchvision_trains_on_enlarged_images(name: str) -> None:
+    model = build(name, {"stem": "standard"}, classes=7, size=64).train()
+    logits = model(pictures(2, 32, 32, 3))
+    assert logits.shape == (2, 7)
+    logits.logsumexp(1).sum().backward()
+    head = next(iter(model.head.parameters()))
+    assert head.shape[0] == 7
+    assert head.grad is not None
+
+
+def test_enlarging_is_part_of_the_model_and_keeps_the_relation_of_the_sides() -> None:
+    model = build("resnet18", {"stem": "standard"}, [32, 48, 3], size=64)
+    assert model.normalized(pictures(1, 32, 48, 3)).shape == (1, 3, 64, 96)
+    assert model.normalized(pictures(1, 16, 24, 3)).shape == (1, 3, 32, 48)  # shrunk images stay cheaper
+    flat = model.normalized(torch.full((1, 32, 48, 3), 200, dtype=torch.uint8))
+    assert flat.unique().numel() == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "stem", "shape", "says"),
+    [
+        ("resnet17", "small", [32, 32, 3], "model.name: 'resnet17' is no network of this project and none of torchvis"),
+        ("vit_b_16", "small", [32, 32, 3], "model.torchvision.stem: small is for ResNets and VGGs, vit_b_16 has only"),
+        ("resnet18", "small", [32, 32, 1], "model.name: resnet18 takes images of 3 channels, not of 1"),
+    ],
+)
+def test_what_there_is_not_is_said_with_its_parameter(name: str, stem: str, shape: list[int], says: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(says)}"):
+        build(name, {"stem": stem}, shape)

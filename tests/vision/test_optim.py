@@ -1,10 +1,14 @@
+import math
+from collections.abc import Callable
+from typing import cast, get_args
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from vision.optim import Muon, optimizers, orthogonalized, up_then_down
+from vision.optim import Muon, Name, Schedule, optimizers, orthogonalized, schedule
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 20), (3, 20, 8), (1, 16, 16)])
@@ -64,34 +68,96 @@ def test_a_muon_step_is_the_nesterov_momentum_made_orthogonal_from_filters_of_no
     assert torch.allclose(p.detach(), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["muon", "sgd"])
-def test_every_trainable_parameter_has_exactly_one_optimizer(name: str) -> None:
+def small() -> nn.Sequential:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
     model[1].weight.requires_grad_(False)
-    made = optimizers(model, name, lr=0.1, other_lr=0.01, momentum=0.9, weight_decay=0.0)  # type: ignore[arg-type]
+    return model
+
+
+@pytest.mark.parametrize("name", ["muon", "sgd", "adam", "adamw"])
+def test_every_trainable_parameter_has_exactly_one_optimizer(name: Name) -> None:
+    model = small()
+    made = optimizers(model, name, lr=0.1, other_lr=0.01, momentum=0.9, nesterov=True, weight_decay=0.0)
     owned = [id(p) for optimizer in made for group in optimizer.param_groups for p in group["params"]]
     assert sorted(owned) == sorted(id(p) for p in model.parameters() if p.requires_grad)
-    assert [optimizer.param_groups[0]["lr"] for optimizer in made] == [0.1, 0.01]
-    assert [id(p) for p in made[0].param_groups[0]["params"]] == [id(model[0].weight)]
+    rates = [optimizer.param_groups[0]["lr"] for optimizer in made]
+    assert rates == ([0.1, 0.01] if name == "muon" else [0.1])
+    if name == "muon":
+        assert [id(p) for p in made[0].param_groups[0]["params"]] == [id(model[0].weight)]
 
 
-def test_the_learning_rate_rises_to_its_peak_then_falls_to_zero() -> None:
-    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=2.0)
-    schedule = up_then_down(optimizer, steps=10, warmup=0.4)
-    rates = []
-    for _ in range(10):
-        rates.append(optimizer.param_groups[0]["lr"])
+@pytest.mark.parametrize(
+    ("name", "reference"),
+    [
+        ("sgd", lambda p: torch.optim.SGD(p, 0.1, 0.9, nesterov=True, weight_decay=0.01)),
+        ("plain sgd", lambda p: torch.optim.SGD(p, 0.1, 0.9, weight_decay=0.01)),
+        ("adam", lambda p: torch.optim.Adam(p, 0.1, weight_decay=0.01)),
+        ("adamw", lambda p: torch.optim.AdamW(p, 0.1, weight_decay=0.01)),
+    ],
+)
+def test_torchs_optimizers_get_all_their_settings(name: str, reference: Callable[..., torch.optim.Optimizer]) -> None:
+    def stepped(ours: bool) -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        model = nn.Linear(3, 2)
+        kind = cast(Name, name.split()[-1])
+        settings = {"lr": 0.1, "other_lr": 9.0, "momentum": 0.9, "nesterov": name == "sgd", "weight_decay": 0.01}
+        optimizer = optimizers(model, kind, **settings)[0] if ours else reference(model.parameters())  # type: ignore[arg-type]
+        for _ in range(3):
+            model(torch.ones(1, 3)).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        return [p.detach() for p in model.parameters()]
+
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(stepped(True), stepped(False), strict=True))
+
+
+def rates(name: Schedule, steps: int, warmup: float, lr: float = 2.0) -> list[float]:
+    """The learning rate of each step, and what it is after them."""
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr)
+    going = schedule(optimizer, name, steps, warmup)
+    found = [optimizer.param_groups[0]["lr"]]
+    for _ in range(steps):
         optimizer.step()
-        schedule.step()
-    assert rates == pytest.approx([2 * x for x in (0.2, 0.4, 0.6, 0.8, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6)])
-    assert optimizer.param_groups[0]["lr"] == 0
+        going.step()
+        found.append(optimizer.param_groups[0]["lr"])
+    return found
 
 
-@given(steps=st.integers(1, 1000), warmup=st.floats(0, 0.99999))
-def test_every_step_has_a_positive_learning_rate_whatever_the_warmup(steps: int, warmup: float) -> None:
-    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
-    share = up_then_down(optimizer, steps, warmup).lr_lambdas[0]
-    rates = [share(step) for step in range(steps + 1)]
-    assert all(0 < rate <= 1 for rate in rates[:-1])
-    assert rates[-1] == 0
-    assert max(rates) == 1
+@pytest.mark.parametrize(
+    ("name", "shares"),
+    [
+        ("constant", [1, 1, 1, 1, 1, 1]),
+        ("linear", [1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6]),
+        ("cosine", [(1 + math.cos(math.pi * step / 6)) / 2 for step in range(6)]),
+        ("step", [1, 1, 1, 0.1, 0.01, 0.01]),
+    ],
+)
+def test_the_learning_rate_rises_to_its_peak_then_goes_as_its_schedule_says(
+    name: Schedule, shares: list[float]
+) -> None:
+    assert rates(name, steps=6, warmup=0)[:-1] == pytest.approx([2 * share for share in shares])
+    assert rates(name, steps=10, warmup=0.4)[:-1] == pytest.approx(
+        [2 * share for share in (0.2, 0.4, 0.6, 0.8, *shares)]
+    )
+
+
+def test_one_cycle_rises_and_falls_along_a_cosine() -> None:
+    found = rates("one_cycle", steps=100, warmup=0.3)
+    peak = found.index(max(found))
+    assert found[0] == pytest.approx(2 / 25)
+    assert max(found) == pytest.approx(2, rel=1e-2)
+    assert 28 <= peak <= 31
+    assert found[: peak + 1] == sorted(found[: peak + 1])
+    assert found[peak:] == sorted(found[peak:], reverse=True)
+    assert found[-2] < 0.01
+
+
+@given(st.sampled_from(get_args(Schedule)), st.integers(1, 300), st.floats(0, 0.99999))
+def test_every_step_has_a_positive_learning_rate_whatever_the_schedule(
+    name: Schedule, steps: int, warmup: float
+) -> None:
+    *used, last = rates(name, steps, warmup)
+    assert all(0 < rate <= 2 * (1 + 1e-12) for rate in used)
+    if name in ("linear", "cosine"):
+        assert last == pytest.approx(0, abs=1e-12)
+        assert max(used) == pytest.approx(2)

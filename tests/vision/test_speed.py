@@ -33,7 +33,7 @@ def test_the_operations_an_image_are_those_counted_by_hand(count: int) -> None:
 
 
 def test_the_whitening_layer_has_no_backward_pass() -> None:
-    model = models.build("convnet", {"widths": [8], "depth": 1}, 3, 10, [0.5] * 3, [0.25] * 3)
+    model = models.build("convnet", {"widths": [8], "depth": 1}, [32, 32, 3], 10, [0.5] * 3, [0.25] * 3)
     pixels = 31 * 31
     first, block, last = 2 * pixels * 24 * 3 * 4, 2 * pixels * 8 * 24 * 9, 2 * 8 * 10
     assert training_flops(model, torch.zeros(1, 32, 32, 3, dtype=torch.uint8)) == first + 2 * block + 3 * last

@@ -99,7 +99,7 @@ def test_the_run_tells_what_made_the_model(store: Path) -> None:
     run = stored(store, record_of(store))
     assert run.info.status == "FINISHED"
     assert run.data.params["train.patience"] == "null"
-    assert run.data.params["model.widths"] == json.dumps(params().model.widths)
+    assert run.data.params["model.convnet.widths"] == json.dumps(params().model.convnet.widths)
     assert {"seed", "preprocess.val_fraction"} <= run.data.params.keys()
     assert not {key for key in run.data.params if key.startswith(("evaluate", "report"))}
     assert run.data.metrics == {

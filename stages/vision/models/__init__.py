@@ -1,14 +1,15 @@
 """The networks, by name: one file a family; each maps normalised images [N, C, H, W] to logits [N, classes]."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vision.models.convnet import ConvNet
-
-FAMILIES: dict[str, Callable[..., nn.Module]] = {"convnet": ConvNet}
+from vision.models.plain import Plain
+from vision.models.ready_made import ready_made
 
 
 class Classifier(nn.Module):
@@ -17,10 +18,14 @@ class Classifier(nn.Module):
     scale: Tensor
     offset: Tensor
 
-    def __init__(self, network: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
-        """Wrap `network`; `mean` and `std` hold a figure a channel, for pixels in [0, 1]."""
+    def __init__(self, network: nn.Module, mean: Sequence[float], std: Sequence[float], zoom: float = 1.0) -> None:
+        """Wrap `network`; `mean` and `std` hold a figure a channel, for pixels in [0, 1].
+
+        Images are enlarged `zoom` times before the network sees them.
+        """
         super().__init__()
         self.network = network
+        self.zoom = zoom
         self.register_buffer("scale", 1 / (255 * torch.tensor(std).view(1, -1, 1, 1)))
         self.register_buffer("offset", -(torch.tensor(mean) / torch.tensor(std)).view(1, -1, 1, 1))
 
@@ -32,7 +37,16 @@ class Classifier(nn.Module):
         """Map images [N, H, W, C] in [0, 255] to float32 [N, C, H, W] in the memory order channels_last."""
         # Seen as [N, C, H, W], images that lie in memory as [N, H, W, C] are channels_last already.
         pixels = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.channels_last)
-        return pixels * self.scale + self.offset
+        pixels = pixels * self.scale + self.offset
+        if self.zoom == 1:
+            return pixels
+        size = [round(self.zoom * side) for side in images.shape[1:3]]
+        return F.interpolate(pixels, size, mode="bilinear", antialias=True)
+
+    @property
+    def head(self) -> nn.Module:
+        """The last layer that has weights: it makes the logits."""
+        return [module for module in self.network.modules() if isinstance(module, (nn.Linear, nn.Conv2d))][-1]
 
     @torch.no_grad()
     def initialize_from(self, images: Tensor) -> None:
@@ -42,8 +56,36 @@ class Classifier(nn.Module):
 
 
 def build(
-    name: str, options: dict[str, Any], channels: int, classes: int, mean: Sequence[float], std: Sequence[float]
+    name: str,
+    options: dict[str, Any],
+    image_shape: Sequence[int],
+    classes: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    image_size: int | None = None,
 ) -> Classifier:
-    """Make a classifier of the family `name`, its weights random (seed with `torch.manual_seed`)."""
-    network = FAMILIES[name](channels=channels, classes=classes, **options)
-    return Classifier(network, mean, std).to(memory_format=torch.channels_last)
+    """Make a classifier, its weights random (seed with `torch.manual_seed`).
+
+    Args:
+        name: "convnet", "plain" or what torchvision calls a classifier of its own.
+        options: what the family's class or function takes beside the shape and the classes.
+        image_shape: [H, W, C] of the images that it is given.
+        classes: how many.
+        mean: of each channel, for pixels in [0, 1].
+        std: of each channel.
+        image_size: pixels of the shorter side that images are enlarged or shrunk to first; None leaves them.
+
+    Raises:
+        ValueError: there is no such network, or not for such images; the message names the parameter.
+    """
+    zoom = 1.0 if image_size is None else image_size / min(image_shape[:2])
+    *size, channels = image_shape
+    seen = [*(round(zoom * pixels) for pixels in size), channels]
+    network: nn.Module
+    if name == "convnet":
+        network = ConvNet(channels, classes, **options)
+    elif name == "plain":
+        network = Plain(seen, classes, **options)
+    else:
+        network = ready_made(name, seen, classes, **options)
+    return Classifier(network, mean, std, zoom).to(memory_format=torch.channels_last)

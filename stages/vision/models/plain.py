@@ -1,0 +1,62 @@
+"""The convolutional net of the textbooks and tutorials: convolutions with ReLU and pooling, then linear layers."""
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Plain(nn.Module):
+    """A block for each of `widths`: `depth` convolutions to so many channels, each followed by ReLU, then 2x2 pooling.
+
+    What is left is flattened and goes through linear layers with ReLU of the sizes in `hidden`, and a last one to the
+    classes, with dropout before each. So it takes images of one size alone.
+    """
+
+    def __init__(
+        self,
+        image_shape: Sequence[int],
+        classes: int,
+        widths: Sequence[int],
+        depth: int,
+        kernel: int,
+        padding: str,
+        batch_norm: bool,
+        hidden: Sequence[int],
+        dropout: float,
+    ) -> None:
+        """Make the net with random weights, for images of `image_shape` [H, W, C]; `padding` is "same" or "valid".
+
+        Raises:
+            ValueError: nothing is left of the image; the message names the parameter.
+        """
+        super().__init__()
+        *size, channels = image_shape
+        layers: list[nn.Module] = []
+        for width in widths:
+            for _ in range(depth):
+                layers.append(nn.Conv2d(channels, width, kernel, padding=padding, bias=not batch_norm))
+                if batch_norm:
+                    layers.append(nn.BatchNorm2d(width))
+                layers.append(nn.ReLU())
+                channels = width
+                size = [pixels - (kernel - 1 if padding == "valid" else 0) for pixels in size]
+            layers.append(nn.MaxPool2d(2))
+            size = [pixels // 2 for pixels in size]
+            if min(size) < 1:
+                raise ValueError(
+                    f"model.plain.widths: nothing is left of an image of {image_shape[0]}x{image_shape[1]} pixels "
+                    f"after {len(widths)} blocks; use fewer, or padding: same"
+                )
+        self.features = nn.Sequential(*layers)
+        sizes = [channels * size[0] * size[1], *hidden]
+        self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, hidden, strict=False))
+        self.last = nn.Linear(sizes[-1], classes)
+        self.dropout = dropout
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map normalised images [N, C, H, W] to logits [N, classes]."""
+        features = self.features(images).flatten(1)
+        for layer in self.hidden:
+            features = F.relu(layer(F.dropout(features, self.dropout, self.training)))
+        return self.last(F.dropout(features, self.dropout, self.training))

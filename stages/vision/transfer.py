@@ -1,0 +1,74 @@
+"""Weights to begin with that were trained on other data: torchvision's own, or a state dict on disk."""
+
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+from torch import Tensor
+
+from vision.models import Classifier
+from vision.stage import ROOT, UserError
+from vision.weights import read_state
+
+PRETRAINED = "pretrained"
+
+
+def start_from(model: Classifier, name: str, source: str) -> None:
+    """Give a model the weights of `source`, all but those of its last layer, which stays as it is: new.
+
+    Args:
+        model: of the family or torchvision network `name`, on the CPU.
+        source: "pretrained", for what torchvision offers for `name`, or the path of a state dict, relative to the
+            checkout: that of torchvision's network, or a models/model.pt of this pipeline.
+
+    Raises:
+        UserError: there are no such weights, they cannot be had, or they do not fit the network.
+    """
+    where = f"params.yaml: model.weights: {source}"
+    if source == PRETRAINED:
+        state = _downloaded(name, where)
+    else:
+        try:
+            state = read_state(ROOT / Path(source).expanduser())
+        except FileNotFoundError:
+            raise UserError(f"{where}: not found (looked for {ROOT / Path(source).expanduser()})") from None
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
+    # A model.pt of this pipeline holds the network and its normalisation; the latter belongs to the data.
+    found = {key.removeprefix("network."): value for key, value in state.items()}
+    wanted = model.network.state_dict()
+    head = next(prefix for prefix, module in model.network.named_modules() if module is model.head)
+    backbone = {key: value for key, value in wanted.items() if not key.startswith(f"{head}.")}
+    for key, value in backbone.items():
+        if key not in found:
+            raise UserError(f"{where}: does not fit {name}: {key} is missing")
+        if found[key].shape != value.shape:
+            shapes = f"{key} is {list(found[key].shape)}, not {list(value.shape)}"
+            raise UserError(f"{where}: does not fit {name} as params.yaml describes it: {shapes}")
+    model.network.load_state_dict({**wanted, **{key: found[key] for key in backbone}})
+
+
+def pretrained_size(name: str) -> int:
+    """Pixels a side of the images that torchvision trained the network `name` on."""
+    return _offered(name).transforms().crop_size[0]
+
+
+def _downloaded(name: str, where: str) -> dict[str, Tensor]:
+    offered = _offered(name)
+    try:
+        return offered.get_state_dict(progress=True, check_hash=True)
+    except (URLError, OSError, RuntimeError) as error:
+        reason = getattr(error, "reason", None) or error
+        raise UserError(
+            f"{where}: cannot be downloaded ({reason}); get {offered.url} elsewhere and write its path in place of "
+            f"{PRETRAINED}"
+        ) from None
+
+
+def _offered(name: str) -> Any:
+    from torchvision import models
+
+    try:
+        return models.get_model_weights(name).DEFAULT
+    except ValueError:
+        raise UserError(f"params.yaml: model.weights: pretrained is for torchvision's networks, not {name}") from None
