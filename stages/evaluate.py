@@ -19,7 +19,7 @@ def main() -> None:
     """models/, data/processed -> data/predictions, metrics/test.json and the tables beside it."""
     params = load_params()
     settings = params.evaluate
-    record = arrays.read_document(ROOT / "models/run.json", "mlflow")
+    record = arrays.read_document(ROOT / "models/run.json", "mlflow", "tensorboard")
     model, description = weights.load(ROOT / "models")
     stats = arrays.read_stats(ROOT / "data/processed")
     test = arrays.read_split(ROOT / "data/processed", "test")
@@ -32,7 +32,7 @@ def main() -> None:
     keep_freed_memory()
 
     model.to(device)
-    with tracking.resumed_run(params.tracking, record["mlflow"]) as run:
+    with tracking.resumed_run(params.tracking, record) as run:
         started = time.perf_counter()
         images = torch.tensor(test.images, device=device)
         one_view, logits = logits_with_progress(model, images, dtype, settings)

@@ -77,7 +77,7 @@ def main() -> None:
         arrays.write_csv(ROOT / "metrics/history.csv", list(history[0]), [list(row.values()) for row in history])
         arrays.write_json(ROOT / "metrics/train.json", summary)
         found = environment(device, dtype)
-        arrays.write_json(ROOT / "models/run.json", {"mlflow": run.record, "environment": found})
+        arrays.write_json(ROOT / "models/run.json", {**run.record, "environment": found})
         run.set_tags({**found, "parameters": summary["parameters"]})
         run.log_metrics(
             {

@@ -168,7 +168,8 @@ def make_project(
         "python": "3.11.7",
         "versions": {"torch": "2.15.0", "torchvision": "0.30.0", "mlflow": "3.17.0", "dvc": "3.66.1"},
     }
-    arrays.write_json(root / "models" / "run.json", {"mlflow": run if mlflow else None, "environment": environment})
+    record = {"mlflow": run if mlflow else None, "tensorboard": None}
+    arrays.write_json(root / "models" / "run.json", {**record, "environment": environment})
     return root
 
 
@@ -408,7 +409,11 @@ def test_heat_shows_mistakes_beside_a_strong_diagonal() -> None:
     [
         ("metrics/test.json", None, "metrics/test.json: not found; `dvc repro` makes it"),
         ("metrics/test.json", "{}", "metrics/test.json: lacks 'accuracy'"),
-        ("models/run.json", '{"mlflow": null, "environment": 3}', "models/run.json: lacks 'environment.device'"),
+        (
+            "models/run.json",
+            '{"mlflow": null, "tensorboard": null, "environment": 3}',
+            "models/run.json: lacks 'environment.device'",
+        ),
         ("metrics/history.csv", "<<<<<<< HEAD\n1,2\n", "metrics/history.csv: line 2 is damaged"),
         ("metrics/per_class.csv", "class,precision,recall,f1,images\n", "metrics/per_class.csv: holds no rows"),
         ("data/predictions/test.csv", "image,actual,predicted\n0,cow,cow\n", "test.csv: damaged, or of other classes"),

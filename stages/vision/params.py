@@ -128,10 +128,11 @@ class Report(Section):
 
 
 class Tracking(Section):
-    """MLflow."""
+    """MLflow and TensorBoard."""
 
     enabled: bool
     experiment: Annotated[str, Field(min_length=1, max_length=250)]
+    tensorboard: bool
 
 
 class Params(Section):

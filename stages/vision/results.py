@@ -66,6 +66,7 @@ def read_results(root: Path) -> Results:
         run=read_document(
             root / "models" / "run.json",
             "mlflow",
+            "tensorboard",
             *(f"environment.{key}" for key in ("device", "device_name", "precision", "versions")),
         ),
         train=read_document(

@@ -18,13 +18,15 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import yaml
 
+from vision import events
 from vision.arrays import Stats, replaced_file
 from vision.params import Params, Tracking
+from vision.run import Run, epoch_metrics
 from vision.stage import ROOT, UserError
 
 if TYPE_CHECKING:
@@ -42,53 +44,51 @@ _IMPATIENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEO
 _SQLITE = "sqlite:///"
 
 
-class Run:
-    """The MLflow run of a model as a stage sees it. This one, for when tracking is off, does nothing.
-
-    `record` is what models/run.json keeps under "mlflow", so that later stages find the run.
-    """
-
-    record: dict[str, str] | None = None
-
-    def log_epoch(self, row: Mapping[str, float | None]) -> None:
-        """Record a row of metrics/history.csv at step `epoch`: `val_loss` as `val/loss`, `lr` as `train/lr`."""
-
-    def log_metrics(self, figures: Mapping[str, float]) -> None:
-        """Record final figures, such as `test/accuracy`, of the run and of its logged model."""
-
-    def set_tags(self, sections: Mapping[str, object]) -> None:
-        """Record other facts, nested keys as `section.key`; unlike a run's parameters they may be set again."""
-
-    def log_figure(self, name: str, figure: "Figure") -> None:
-        """Keep a picture as the artifact `figures/<name>.png`."""
-
-    def log_artifact(self, path: Path, folder: str | None = None) -> None:
-        """Keep a copy of a file as the artifact `<folder>/<file name>`."""
-
-    def log_model(self, model: "nn.Module", example: np.ndarray, classes: Sequence[str]) -> None:
-        """Keep the model as an exported graph that loads, for any batch size, without this code; only in `train`.
-
-        `model` is on the CPU, in evaluation mode, and maps uint8 [N, H, W, C] to float32 probabilities
-        [N, classes]; `example` is at least two of its inputs.
-        """
-
-
 @contextmanager
 def training_run(params: Params, stats: Stats) -> Iterator[Run]:
     """Open a run for the block: FINISHED when it ends well, KILLED when interrupted, FAILED otherwise.
 
     It starts with the parameters that make the model, the data, and where both come from. It is called like the DVC
-    experiment where there is one, else `<model name>-<Git commit>`.
+    experiment where there is one, else `<model name>-<Git commit>`. TensorBoard's files go beside it, if asked for.
 
     Raises:
         UserError: the MLflow store cannot be used, or stops answering.
     """
+    name = os.environ.get("DVC_EXP_NAME") or "-".join(filter(None, [params.model.name, _git("rev-parse", "HEAD")[:7]]))
+    folder = events.new_folder(name) if params.tracking.tensorboard else None
+    with _mlflow_run(params, stats, name) as run, events.beside(run, _main_root(), folder) as both:
+        yield both
+
+
+@contextmanager
+def resumed_run(settings: Tracking, record: Mapping[str, Any]) -> Iterator[Run]:
+    """Add to the run that `training_run` recorded; its status and duration stay those of the training.
+
+    A run that is gone is no reason to train again: a line on stderr says so, and the block runs unrecorded.
+
+    Args:
+        settings: the section of params.yaml.
+        record: what models/run.json holds.
+
+    Raises:
+        UserError: the MLflow store cannot be used, or stops answering.
+    """
+    folder = record["tensorboard"] if settings.tensorboard else None
+    with (
+        _resumed_mlflow_run(settings, record["mlflow"]) as run,
+        events.beside(run, _main_root(), folder) as both,
+    ):
+        yield both
+
+
+@contextmanager
+def _mlflow_run(params: Params, stats: Stats, name: str) -> Iterator[Run]:
     if not params.tracking.enabled:
         yield Run()
         return
     uri = _tracking_uri()
     with _opening(uri):
-        run = _start(uri, params)
+        run = _start(uri, params, name)
     import mlflow
 
     try:
@@ -105,14 +105,7 @@ def training_run(params: Params, stats: Stats) -> Iterator[Run]:
 
 
 @contextmanager
-def resumed_run(settings: Tracking, record: dict[str, str] | None) -> Iterator[Run]:
-    """Add to the run that `training_run` recorded; its status and duration stay those of the training.
-
-    A run that is gone is no reason to train again: a line on stderr says so, and the block runs unrecorded.
-
-    Raises:
-        UserError: the MLflow store cannot be used, or stops answering.
-    """
+def _resumed_mlflow_run(settings: Tracking, record: dict[str, str] | None) -> Iterator[Run]:
     if not settings.enabled or record is None:
         yield Run()
         return
@@ -126,7 +119,7 @@ def resumed_run(settings: Tracking, record: dict[str, str] | None) -> Iterator[R
 
 class _MlflowRun(Run):
     def __init__(self, client: "MlflowClient", record: dict[str, str], model_id: str | None = None) -> None:
-        self.record = record
+        super().__init__(record)
         self._client = client
         self._id = record["run_id"]
         self._model_id = model_id
@@ -142,8 +135,7 @@ class _MlflowRun(Run):
         self._client.log_inputs(self._id, [DatasetInput(data, [InputTag("mlflow.data.context", "training")])])
 
     def log_epoch(self, row: Mapping[str, float | None]) -> None:
-        figures = {_metric(column): value for column, value in row.items() if column != "epoch" and value is not None}
-        self._log(figures, step=int(row["epoch"] or 0))
+        self._log(epoch_metrics(row), step=int(row["epoch"] or 0))
 
     def log_metrics(self, figures: Mapping[str, float]) -> None:
         self._log(figures, model_id=self._model_id)
@@ -188,14 +180,12 @@ class _MlflowRun(Run):
         self._model_id = info.model_id
 
 
-def _start(uri: str, params: Params) -> "_MlflowRun":
+def _start(uri: str, params: Params, name: str) -> "_MlflowRun":
     client = _client(uri)
     import mlflow
 
     experiment_id = _experiment_id(client, params.tracking.experiment)
-    commit = _git("rev-parse", "HEAD")
-    name = os.environ.get("DVC_EXP_NAME") or "-".join(filter(None, [params.model.name, commit[:7]]))
-    run_id = client.create_run(experiment_id, tags=_tags(commit), run_name=name).info.run_id
+    run_id = client.create_run(experiment_id, tags=_tags(_git("rev-parse", "HEAD")), run_name=name).info.run_id
     # `mlflow.pytorch.log_model` and MLflow's system metrics go to the active run.
     mlflow.set_tracking_uri(uri)
     mlflow.start_run(run_id)
@@ -396,8 +386,3 @@ def _flat(sections: Mapping[str, object], prefix: str = "") -> Iterator[tuple[st
             yield from _flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value)
-
-
-def _metric(column: str) -> str:
-    split, _, figure = column.partition("_")
-    return f"{split}/{figure}" if split in ("train", "val") else f"train/{column}"

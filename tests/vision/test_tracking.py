@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from matplotlib.figure import Figure
 from mlflow import MlflowClient
 from mlflow.data import get_source
 from mlflow.entities import Run as StoredRun
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
 from vision import tracking
@@ -26,7 +28,7 @@ from vision.params import Params, Tracking, load_params
 from vision.stage import ROOT, UserError
 
 STATS = Stats(["cat", "dog", "frog"], [32, 32, 3], [0.5] * 3, [0.25] * 3, split_digest="ab" * 32)
-ON = Tracking(enabled=True, experiment="pets")
+ON = Tracking(enabled=True, experiment="pets", tensorboard=False)
 ROW = {"epoch": 1, "lr": 0.1, "train_loss": 2.0, "train_accuracy": 0.25, "val_loss": None, "seconds": 1.5}
 
 
@@ -79,20 +81,21 @@ def store(created: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def params(experiment: str = "pets") -> Params:
-    return load_params().model_copy(update={"tracking": Tracking(enabled=True, experiment=experiment)})
+    return load_params().model_copy(
+        update={"tracking": Tracking(enabled=True, experiment=experiment, tensorboard=False)}
+    )
 
 
 def client(folder: Path) -> MlflowClient:
     return MlflowClient(f"sqlite:///{folder}/mlflow.db")
 
 
-def record_of(folder: Path) -> dict[str, str]:
+def record_of(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "record.json").read_text())
 
 
-def stored(folder: Path, record: dict[str, str] | None) -> StoredRun:
-    assert record is not None
-    return client(folder).get_run(record["run_id"])
+def stored(folder: Path, record: dict[str, Any]) -> StoredRun:
+    return client(folder).get_run(record["mlflow"]["run_id"])
 
 
 def test_the_run_tells_what_made_the_model(store: Path) -> None:
@@ -144,9 +147,9 @@ def test_an_experiment_of_dvc_is_named_and_tagged(store: Path, tmp_path: Path, m
 
 
 def test_artifacts_lie_beside_the_database(store: Path) -> None:
-    run_id = record_of(store)["run_id"]
+    run_id = record_of(store)["mlflow"]["run_id"]
     assert client(store).list_artifacts(run_id, "figures")[0].path == "figures/confusion.png"
-    folder = store / "mlruns" / record_of(store)["experiment_id"] / run_id / "artifacts"
+    folder = store / "mlruns" / record_of(store)["mlflow"]["experiment_id"] / run_id / "artifacts"
     assert (folder / "figures/confusion.png").read_bytes().startswith(b"\x89PNG")
     assert (folder / "report/index.html").read_text() == "<h1>report</h1>"
 
@@ -173,7 +176,7 @@ print(predictor.metadata.signature.inputs.input_types(), predictor.metadata.meta
 
 def test_the_model_loads_elsewhere_for_any_batch_size_without_this_code_or_pickle(store: Path) -> None:
     environment = os.environ | {"MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false", "PYTHONPATH": ""}
-    command = [sys.executable, "-c", LOAD, record_of(store)["run_id"]]
+    command = [sys.executable, "-c", LOAD, record_of(store)["mlflow"]["run_id"]]
     done = subprocess.run(command, cwd=store, env=environment, capture_output=True, text=True)
     assert done.stdout == "[dtype('uint8')] ['cat', 'dog', 'frog']\n", done.stderr
     (model,) = store.rglob("model.pt2")
@@ -204,22 +207,22 @@ def test_a_run_that_is_gone_is_told_and_recorded_nowhere(
 ) -> None:
     with tracking.training_run(params(), STATS) as run:
         pass
-    assert run.record is not None
-    run_id = run.record["run_id"]
+    run_id = run.record["mlflow"]["run_id"]
     client(store).delete_run(run_id)
     elsewhere = f"sqlite:///{tmp_path}/other/mlflow.db"
-    for record, reason in [
-        (run.record, f"was deleted (`mlflow runs restore --run-id {run_id}` brings it back)"),
-        (run.record | {"run_id": "0" * 32}, f"run {'0' * 32} is no longer in sqlite:///{store}/mlflow.db"),
-        (run.record | {"tracking_uri": elsewhere}, "other/mlflow.db, with run"),
+    for change, reason in [
+        ({}, f"was deleted (`mlflow runs restore --run-id {run_id}` brings it back)"),
+        ({"run_id": "0" * 32}, f"run {'0' * 32} is no longer in sqlite:///{store}/mlflow.db"),
+        ({"tracking_uri": elsewhere}, "other/mlflow.db, with run"),
     ]:
+        record = {"mlflow": run.record["mlflow"] | change, "tensorboard": None}
         with tracking.resumed_run(ON, record) as resumed:
             resumed.log_metrics({"test/accuracy": 0.5})
         (line,) = capfd.readouterr().err.splitlines()
         assert line.startswith("MLflow: ")
         assert reason in line
         assert "`dvc repro -f train`" in line
-        assert resumed.record is None
+        assert resumed.record["mlflow"] is None
     assert not (tmp_path / "other").exists()
 
 
@@ -235,18 +238,47 @@ with tracking.training_run(everything.model_copy(update={"tracking": off}), None
     run.log_model(None, None, [])
     run.log_figure("confusion", None)
     run.log_artifact("index.html")
-for settings, record in [(everything.tracking, run.record), (off, {"run_id": "0", "tracking_uri": "sqlite:///x.db"})]:
+recorded = {"mlflow": {"run_id": "0", "tracking_uri": "sqlite:///x.db"}, "tensorboard": "tensorboard/x"}
+for settings, record in [(everything.tracking, run.record), (off, recorded)]:
     with tracking.resumed_run(settings, record) as resumed:
         resumed.log_metrics({"test/accuracy": 1})
-print(run.record, "mlflow" in sys.modules)
+print(run.record["mlflow"], "mlflow" in sys.modules, "torch.utils.tensorboard" in sys.modules)
 """
+
+
+@pytest.mark.parametrize("enabled", [True, False], ids=["beside MLflow", "alone"])
+def test_tensorboard_gets_the_curves_the_scores_and_the_figures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, enabled: bool
+) -> None:
+    monkeypatch.setattr(tracking, "ROOT", tmp_path / ".dvc/tmp/exps/standalone/tmpx")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("DVC_EXP_NAME", "night")
+    settings = Tracking(enabled=enabled, experiment="pets", tensorboard=True)
+    with tracking.training_run(params().model_copy(update={"tracking": settings}), STATS) as run:
+        for epoch in range(1, 4):
+            run.log_epoch(ROW | {"epoch": epoch, "train_loss": 1 / epoch})
+    with tracking.resumed_run(settings, run.record) as resumed:
+        resumed.log_metrics({"test/accuracy": 0.75})
+        resumed.log_figure("confusion", Figure())
+        assert resumed.record == run.record
+    (folder,) = (tmp_path / "tensorboard").iterdir()  # in the checkout that lasts
+    assert folder.name.startswith("night-")
+    assert run.record["tensorboard"] == f"tensorboard/{folder.name}"
+    events = EventAccumulator(str(folder)).Reload()
+    losses = [(event.step, event.value) for event in events.Scalars("train/loss")]
+    assert losses == [(1, 1.0), (2, 0.5), (3, pytest.approx(1 / 3))]
+    assert [event.value for event in events.Scalars("test/accuracy")] == [0.75]
+    assert events.Tags()["images"] == ["confusion"]
+    assert (run.record["mlflow"] is not None) == (tmp_path / "mlflow.db").exists() == enabled
+    if enabled:
+        assert stored(tmp_path, run.record).data.metrics["test/accuracy"] == 0.75
 
 
 def test_without_tracking_mlflow_is_not_imported(tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(ROOT / "stages")}
     command = [sys.executable, "-c", SILENT]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.stdout == "None False\n", done.stderr
+    assert done.stdout == "None False False\n", done.stderr
     assert not list(tmp_path.iterdir())
 
 
@@ -288,7 +320,7 @@ def test_experiments_in_copies_write_at_once_to_a_new_store_of_the_checkout_that
         assert run.info.status == "FINISHED"
         assert run.data.tags["mlflow.source.name"] == "stages/train.py"
         assert len(client(root).get_metric_history(run.info.run_id, "val/loss")) == 40
-        artifacts = root / "mlruns" / record["experiment_id"] / run.info.run_id / "artifacts"
+        artifacts = root / "mlruns" / record["mlflow"]["experiment_id"] / run.info.run_id / "artifacts"
         assert (artifacts / "code/train.py").read_text() == TRAIN
 
 
@@ -297,8 +329,7 @@ def test_a_relative_sqlite_file_is_at_the_main_root(store: Path, monkeypatch: py
     monkeypatch.setattr(tracking, "ROOT", store / ".dvc/tmp/exps/standalone/tmpx")
     with tracking.training_run(params(), STATS) as run:
         pass
-    assert run.record is not None
-    assert run.record["tracking_uri"] == "sqlite:///mlflow.db"
+    assert run.record["mlflow"]["tracking_uri"] == "sqlite:///mlflow.db"
     assert stored(store, run.record).info.status == "FINISHED"
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     with tracking.resumed_run(ON, run.record) as resumed:
@@ -390,18 +421,19 @@ def test_a_server_that_is_gone_when_evaluating(monkeypatch: pytest.MonkeyPatch) 
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         uri = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        record = {"mlflow": {"run_id": "0" * 32, "tracking_uri": uri}, "tensorboard": None}
         with pytest.raises(UserError, match=f"^models/run.json: tracking_uri={uri}: .*Connection refused.*start the"):
-            tracking.resumed_run(ON, {"run_id": "0" * 32, "tracking_uri": uri}).__enter__()
+            tracking.resumed_run(ON, record).__enter__()
 
 
 def test_a_database_that_fails_during_training(created: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copy(created / "mlflow.db", tmp_path / "mlflow.db")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    records: list[dict[str, str]] = []
+    records: list[dict[str, Any]] = []
 
     def train() -> None:
         with tracking.training_run(params(), STATS) as run:
-            records.append(run.record or {})
+            records.append(run.record)
             with sqlite3.connect(tmp_path / "mlflow.db") as connection:
                 connection.execute("DROP TABLE metrics")
             run.log_epoch(ROW)
@@ -409,5 +441,5 @@ def test_a_database_that_fails_during_training(created: Path, tmp_path: Path, mo
     with pytest.raises(UserError, match=r"mlflow.db: MLflow cannot use this database \(no such table: metrics\)"):
         train()
     with sqlite3.connect(tmp_path / "mlflow.db") as connection:
-        query = connection.execute("SELECT status FROM runs WHERE run_uuid = ?", [records[0]["run_id"]])
+        query = connection.execute("SELECT status FROM runs WHERE run_uuid = ?", [records[0]["mlflow"]["run_id"]])
         assert query.fetchone() == ("FAILED",)
