@@ -156,3 +156,19 @@ def test_step_prints_its_tables() -> None:
     assert process.returncode == 0, process.stderr
     assert "kept / returned: median" in process.stdout
     assert "convolution" in process.stdout
+
+
+def test_notebooks_prints_a_row_a_recipe_with_both_ways(data: Path) -> None:
+    process = run("benchmarks/notebooks.py", "two_conv", "--data", str(data), "--epochs", "1", "--target", "0.05")
+    (row,) = [cells for name, cells in rows(process).items() if name.startswith("`two_conv`, 1 epochs")]
+    *accuracies, _, _, theirs, ours, ratio = row
+    assert all(float(cell.rstrip("%")) > 30 for cell in accuracies), "brightness tells the classes apart"
+    assert theirs != "never"
+    assert ours != "never"
+    assert float(ratio) > 0
+
+
+def test_notebooks_says_what_is_missing(tmp_path: Path) -> None:
+    assert run("benchmarks/notebooks.py", "fast").stderr.startswith("notebooks.py: no notebook fast; there are ")
+    missing = run("benchmarks/notebooks.py", "--data", str(tmp_path)).stderr
+    assert missing.startswith(f"notebooks.py: {tmp_path}/train_images.npy is not there; ")

@@ -1,0 +1,190 @@
+"""Five notebooks' trainings as their authors would write them, and this pipeline's recipes for the same networks.
+
+    python benchmarks/notebooks.py                      # all five, in full: more than an hour on two cores
+    python benchmarks/notebooks.py tutorial --epochs 1  # one of them, cut short
+
+The author's way is the loop of PyTorch's tutorial over a DataLoader with torchvision's transforms an image, in fp32;
+ours is the loop of the pipeline. Network, batch size, optimiser, learning rate and augmentation are those of the recipe
+for both. They run in turn, each in a process of its own; after each epoch the test images are scored, which the seconds
+leave out. Needs `data/raw` (`dvc repro download` makes it).
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "stages"))
+
+import numpy as np
+import torch
+import torchvision.transforms as T
+from PIL import Image
+from speed import Settings, network, settings
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from vision import fit
+from vision.batches import Examples
+from vision.device import choose, keep_freed_memory
+from vision.infer import predict
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = ("tutorial", "tutorial_improved", "two_conv", "three_conv", "conv16_32")
+WORKERS = {"conv16_32": 0}
+"""Processes that load; two, as in the tutorial, where the notebook says nothing else."""
+WAYS = ("author", "ours")
+HALF = [0.5, 0.5, 0.5]
+OnEpoch = Callable[[nn.Module, float], None]
+
+
+class Cifar(Dataset[tuple[Tensor, int]]):
+    """Like torchvision's: a PIL image at a time, transformed when it is asked for."""
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray, transform: Callable[[Image.Image], Tensor]) -> None:
+        """Hold images uint8 [N, 32, 32, 3] and their labels."""
+        self.images, self.labels, self.transform = images, labels, transform
+
+    def __len__(self) -> int:
+        """How many images."""
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """The transformed image and its label."""
+        return self.transform(Image.fromarray(self.images[index])), int(self.labels[index])
+
+
+def author(name: str, given: Settings, images: np.ndarray, labels: np.ndarray, on_epoch: OnEpoch) -> None:
+    """Train as the tutorial does."""
+    train = given["train"]
+    steps: list[Any] = []
+    if train["flip"] != "none":
+        steps.append(T.RandomHorizontalFlip())
+    if train["crop_padding"]:
+        steps.append(T.RandomCrop(32, padding=train["crop_padding"]))
+    if train["rotation"]:
+        steps.append(T.RandomRotation(train["rotation"]))
+    transform = T.Compose([*steps, T.ToTensor(), T.Normalize(HALF, HALF)])
+    loader = DataLoader(
+        Cifar(images, labels, transform), train["batch_size"], shuffle=True, num_workers=WORKERS.get(name, 2)
+    )
+    model = network(given, HALF, HALF)
+    net = model.network.to(memory_format=torch.contiguous_format)
+    criterion = nn.CrossEntropyLoss()
+    optimizer: torch.optim.Optimizer
+    if train["optimizer"] == "adam":
+        optimizer = torch.optim.Adam(net.parameters(), lr=train["lr"])
+    else:
+        optimizer = torch.optim.SGD(net.parameters(), lr=train["lr"], momentum=train["momentum"])
+    for _ in range(train["epochs"]):
+        started = time.perf_counter()
+        net.train()
+        running_loss = 0.0
+        for inputs, targets in loader:
+            optimizer.zero_grad()
+            loss = criterion(net(inputs), targets)
+            loss.backward()
+            optimizer.step()
+            running_loss += loss.item()
+        on_epoch(model, time.perf_counter() - started)
+
+
+def ours(name: str, given: Settings, images: np.ndarray, labels: np.ndarray, on_epoch: OnEpoch) -> None:
+    """Train as the pipeline does, from arrays in memory to the last weight."""
+    device, dtype = choose(given["train"]["device"], given["train"]["precision"])
+    keep_freed_memory()
+    model = network(given, HALF, HALF).to(device)
+    train = Examples(torch.tensor(images, device=device), torch.tensor(labels, device=device, dtype=torch.int64))
+    nothing = Examples(train.images[:0], train.labels[:0])
+    chosen = {key: value for key, value in given["train"].items() if key not in ("device", "precision")}
+
+    def tell(epoch: fit.Epoch) -> None:
+        on_epoch(model, epoch.seconds)
+
+    fit.fit(model, train, nothing, fit.Settings(seed=0, dtype=dtype, freeze=0, **chosen), on_epoch=tell)
+
+
+def run_one(way: str, name: str, data: Path, epochs: int | None) -> None:
+    """Train one recipe one way; print a line of JSON an epoch."""
+    given = settings(ROOT / "params.yaml", ROOT / "recipes" / name)
+    if epochs:
+        given["train"]["epochs"] = min(epochs, given["train"]["epochs"])
+    images, labels, test_images, test_labels = (
+        np.load(data / f"{split}_{kind}.npy") for split in ("train", "test") for kind in ("images", "labels")
+    )
+    # What is held out for validation: some, whichever.
+    kept = np.random.default_rng(0).permutation(len(labels))[round(given["preprocess"]["val_fraction"] * len(labels)) :]
+    torch.manual_seed(0)
+
+    def on_epoch(model: nn.Module, seconds: float) -> None:
+        device = next(model.parameters()).device
+        predicted = predict(model, torch.tensor(test_images, device=device), 1000, torch.float32).argmax(1)
+        accuracy = float((predicted.cpu().numpy() == test_labels).mean())
+        print(json.dumps({"seconds": seconds, "accuracy": accuracy}), flush=True)
+
+    {"author": author, "ours": ours}[way](name, given, images[kept], labels[kept], on_epoch)
+
+
+def reached(history: list[dict[str, float]], target: float) -> float | None:
+    """Seconds of training until the first epoch whose accuracy is at least `target`."""
+    seconds = 0.0
+    for epoch in history:
+        seconds += epoch["seconds"]
+        if epoch["accuracy"] >= target:
+            return seconds
+    return None
+
+
+def row(name: str, found: dict[str, list[dict[str, float]]], target: float) -> str:
+    """A row of the table: accuracies, seconds an epoch, seconds to the target, the ratio of seconds in all."""
+    seconds = {way: sum(epoch["seconds"] for epoch in found[way]) for way in WAYS}
+    times = {way: reached(found[way], target) for way in WAYS}
+    cells = [
+        *(f"{found[way][-1]['accuracy']:.2%}" for way in WAYS),
+        *(f"{seconds[way] / len(found[way]):.1f}" for way in WAYS),
+        *("never" if (took := times[way]) is None else f"{took:.0f}" for way in WAYS),
+        f"{seconds['ours'] / seconds['author']:.2f}",
+    ]
+    return f"| `{name}`, {len(found['ours'])} epochs | {' | '.join(cells)} |"
+
+
+def main() -> None:
+    """Run every notebook both ways and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("notebooks", nargs="*", default=list(NOTEBOOKS), metavar="recipe")
+    parser.add_argument("--data", type=Path, default=ROOT / "data/raw")
+    parser.add_argument("--epochs", type=int, help="at most so many")
+    parser.add_argument("--target", type=float, default=0.6, help="accuracy that the notebooks claim")
+    parser.add_argument("--one", choices=WAYS, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if unknown := set(options.notebooks) - set(NOTEBOOKS):
+        sys.exit(f"notebooks.py: no notebook {', '.join(sorted(unknown))}; there are {', '.join(NOTEBOOKS)}")
+    if not (options.data / "train_images.npy").exists():
+        sys.exit(f"notebooks.py: {options.data}/train_images.npy is not there; `dvc repro download` makes it")
+    if options.one:
+        run_one(options.one, options.notebooks[0], options.data, options.epochs)
+        return
+    print(f"seconds of training on {os.cpu_count()} cores; the last column is ours / author's, all epochs")
+    print(
+        "| recipe | accuracy, author's | ours | seconds an epoch, author's | ours "
+        f"| seconds to {options.target:.0%}, author's | ours | ratio |\n|---|---|---|---|---|---|---|---|"
+    )
+    for name in options.notebooks:
+        found: dict[str, list[dict[str, float]]] = {}
+        for way in WAYS:
+            extra = ["--epochs", str(options.epochs)] if options.epochs else []
+            command = [sys.executable, sys.argv[0], name, "--one", way, "--data", str(options.data), *extra]
+            process = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+            if process.returncode:
+                sys.exit(f"notebooks.py: {name}, {way}: failed")
+            found[way] = [json.loads(line) for line in process.stdout.splitlines() if line.startswith("{")]
+        print(row(name, found, options.target), flush=True)
+
+
+if __name__ == "__main__":
+    main()
