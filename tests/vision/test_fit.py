@@ -24,6 +24,11 @@ SETTINGS = fit.Settings(
     label_smoothing=0.1,
     flip="alternate",
     crop_padding=1,
+    rotation=0,
+    color_jitter=[0.0, 0.0, 0.0, 0.0],
+    cutout=0,
+    mixup=0.0,
+    cutmix=0.0,
     image_scales=[1.0],
     image_shares=[1.0],
     patience=None,
@@ -54,8 +59,18 @@ def network(train: Examples, seed: int = 0) -> models.Classifier:
 
 @pytest.mark.parametrize(
     "change",
-    [{}, {"dtype": torch.bfloat16}, {"dtype": torch.float16}, {"optimizer": "sgd", "momentum": 0.9}],
-    ids=["fp32", "bf16", "fp16", "sgd"],
+    [
+        {},
+        {"dtype": torch.bfloat16},
+        {"dtype": torch.float16},
+        {"optimizer": "sgd", "momentum": 0.9},
+        {"rotation": 10.0},
+        {"color_jitter": [0.2, 0.2, 0.2, 0.05]},
+        {"cutout": 3},
+        {"mixup": 0.4},
+        {"cutmix": 0.4},
+    ],
+    ids=["fp32", "bf16", "fp16", "sgd", "rotation", "color_jitter", "cutout", "mixup", "cutmix"],
 )
 def test_it_learns(change: dict[str, object]) -> None:
     train, val = striped(600, seed=1), striped(200, seed=2)
@@ -65,13 +80,16 @@ def test_it_learns(change: dict[str, object]) -> None:
     assert fitted.history[-1].train_loss < fitted.history[0].train_loss
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_one_seed_gives_bit_identical_weights_and_another_seed_others(dtype: torch.dtype) -> None:
+EVERYTHING = {"rotation": 10.0, "color_jitter": [0.2] * 4, "cutout": 3, "mixup": 0.4, "cutmix": 0.4}
+
+
+@pytest.mark.parametrize("change", [{}, {"dtype": torch.bfloat16}, {**EVERYTHING, "image_scales": [0.75, 1.0]}])
+def test_one_seed_gives_bit_identical_weights_and_another_seed_others(change: dict[str, object]) -> None:
     train, val = striped(300, seed=1), striped(100, seed=2)
 
     def weights(seed: int) -> list[Tensor]:
         model = network(train)
-        fit.fit(model, train, val, replace(SETTINGS, seed=seed, dtype=dtype))
+        fit.fit(model, train, val, replace(SETTINGS, seed=seed, **change))  # type: ignore[arg-type]
         return list(model.state_dict().values())
 
     first, again, other = weights(0), weights(0), weights(1)
@@ -252,3 +270,23 @@ def test_the_progress_counts_smaller_and_fewer_images_as_less_work() -> None:
     # 200 images of a quarter of the pixels, then 100 whole ones.
     assert [p.share for p in told if p.epoch == 1][-1] == pytest.approx(1 / 3)
     assert told[-1].share == pytest.approx(1)
+
+
+@pytest.mark.parametrize("mix", [{"mixup": 1.0}, {"cutmix": 1.0}])
+def test_a_mixed_image_has_the_loss_of_both_labels_and_the_accuracy_of_the_one_that_is_more_of_it(
+    mix: dict[str, object],
+) -> None:
+    labels = torch.arange(200) % 2
+    black_and_white = Examples((labels * 255).to(torch.uint8)[:, None, None, None].expand(-1, 8, 8, 3), labels)
+    model = Watching()
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([0.0, 1.0, 0.0, -1.0]))  # it takes every image for white
+    still = replace(STILL, epochs=1, batch_size=200, label_smoothing=0.1, **mix)  # type: ignore[arg-type]
+    train = Examples(black_and_white.images.contiguous(), labels)
+    fitted = fit.fit(model, train, EMPTY, still)
+    white = torch.cat(model.shown).float().mean((1, 2, 3)) / 255
+    assert ((white > 0.1) & (white < 0.9)).any()
+    logits = torch.tensor([0.0, 1.0, 0.0, -1.0]).expand(200, 4)
+    soft = 0.9 * torch.stack((1 - white, white, 0 * white, 0 * white), 1) + 0.1 / 4
+    assert fitted.history[0].train_loss == pytest.approx(F.cross_entropy(logits, soft).item(), rel=1e-4)
+    assert fitted.history[0].train_accuracy == pytest.approx((white > 0.5).float().mean().item(), abs=0.02)
