@@ -172,3 +172,12 @@ def test_notebooks_says_what_is_missing(tmp_path: Path) -> None:
     assert run("benchmarks/notebooks.py", "fast").stderr.startswith("notebooks.py: no notebook fast; there are ")
     missing = run("benchmarks/notebooks.py", "--data", str(tmp_path)).stderr
     assert missing.startswith(f"notebooks.py: {tmp_path}/train_images.npy is not there; ")
+
+
+def test_augment_prints_a_row_for_every_kind() -> None:
+    _, _, *kinds = rows(run("benchmarks/augment.py", "--rounds", "1", "--images", "24", "--batch-size", "8")).items()
+    names = ["flip", "shift", "rotation", "color_jitter", "cutout", "mixup", "cutmix", "everything"]
+    assert [name for name, _ in kinds] == names
+    for _, (theirs, ours, ratio, spread) in kinds:
+        assert all(float(cell.replace(",", "")) > 0 for cell in (theirs, ours))
+        assert spread == f"{ratio}, {ratio} (1)"

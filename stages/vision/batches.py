@@ -1,6 +1,6 @@
 """The loader: the whole data set lives on the device as uint8, and an epoch is a permutation of its indices."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -28,17 +28,28 @@ def batches_per_epoch(images: int, batch_size: int) -> int:
 
 
 def shuffled_batches(
-    examples: Examples, chosen: Tensor, batch_size: int, generator: torch.Generator
+    examples: Examples,
+    chosen: Tensor,
+    batch_size: int,
+    generator: torch.Generator,
+    augment: Callable[[Tensor, Tensor], Tensor] = lambda images, numbers: images,
 ) -> Iterator[Batch]:
     """One epoch of the examples whose numbers are `chosen`, int64 [M], in random order.
 
-    The last, incomplete batch is left out: its few images would get a step, and batch statistics, of their own. The
-    next epoch shuffles anew.
+    `augment` maps images [N, H, W, C] and their numbers [N] to images. The last, incomplete batch is left out: its few
+    images would get a step, and batch statistics, of their own. The next epoch shuffles anew.
     """
     images, labels = examples
     order = chosen[torch.randperm(len(chosen), generator=generator, device=labels.device)]
+    order = order[: batches_per_epoch(len(chosen), batch_size) * batch_size]
     # Rows of a 2-D table are copied as blocks of memory; indexing images directly is a hundred times slower on a CPU.
     table = images.view(len(images), -1)
-    for batch in range(batches_per_epoch(len(chosen), batch_size)):
-        numbers = order[batch * batch_size : (batch + 1) * batch_size]
-        yield Batch(table.index_select(0, numbers).view(-1, *images.shape[1:]), labels[numbers], numbers)
+    # Small batches are taken several at a time: the operations cost more by their number than by their size.
+    for numbers in order.split(batch_size * max(1, _AT_A_TIME // batch_size)):
+        taken = augment(table.index_select(0, numbers).view(-1, *images.shape[1:]), numbers)
+        parts = (values.split(batch_size) for values in (taken, labels[numbers], numbers))
+        yield from map(Batch, *parts)
+
+
+_AT_A_TIME = 512
+"""Images."""

@@ -12,10 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from vision.augment import Augment, Flip, shrunk
+from vision.augment import Augment, Cutout, Flip, shrunk
 from vision.batches import Examples, batches_per_epoch, shuffled_batches
+from vision.color import ColorJitter
 from vision.infer import autocast, predict
+from vision.mix import Mix
 from vision.optim import Name, Schedule, optimizers, schedule
+from vision.warp import Rotate
 
 
 class Diverged(ArithmeticError):
@@ -43,6 +46,11 @@ class Settings:
     label_smoothing: float
     flip: Flip
     crop_padding: int
+    rotation: float
+    color_jitter: Sequence[float]
+    cutout: int
+    mixup: float
+    cutmix: float
     image_scales: Sequence[float]
     image_shares: Sequence[float]
     ema: float | None
@@ -69,9 +77,10 @@ class Epoch:
     """One epoch's figures: losses are mean cross-entropies a label, accuracies lie in [0, 1].
 
     The training figures are running ones, of augmented images and changing weights, over the images of the epoch,
-    which may be the hardest ones alone; `train_loss` includes label smoothing. The validation figures are None where
-    there is no validation split. `lr` is the peak of the epoch, `images` how many were trained on, shrunk to
-    `image_scale`; `seconds` include validation, `images_per_s` does not.
+    which may be the hardest ones alone; `train_loss` includes label smoothing. The loss of a mixed image (MixUp,
+    CutMix) is that of both labels by their weights; its accuracy is that of the label with the larger weight. The
+    validation figures are None where there is no validation split. `lr` is the peak of the epoch, `images` how many
+    were trained on, shrunk to `image_scale`; `seconds` include validation, `images_per_s` does not.
     """
 
     epoch: int
@@ -127,6 +136,14 @@ def fit(
     device = train.images.device
     generator = torch.Generator(device).manual_seed(settings.seed)
     augment = Augment(settings.flip, settings.crop_padding, len(train.labels), generator)
+    rotate = Rotate(settings.rotation, generator)
+    jitter = ColorJitter(settings.color_jitter, generator)
+    cutout = Cutout(settings.cutout, train.images, generator)
+    mix = Mix(settings.mixup, settings.cutmix, generator)
+
+    def augmented(images: Tensor, numbers: Tensor) -> Tensor:
+        return cutout(jitter(rotate(augment(images, numbers))))
+
     plan = [_Plan.of(epoch, len(train.labels), settings) for epoch in range(1, settings.epochs + 1)]
     steps = sum(planned.steps for planned in plan)
     made = optimizers(
@@ -155,6 +172,7 @@ def fit(
     pixels = sum(planned.pixels for planned in plan)
     scale, shown, done = 1.0, train, 0.0
     losses = torch.full((len(train.labels),), math.inf, device=device)  # of each image when it was last seen
+    selecting = min(settings.image_shares) < 1
     for epoch, planned in enumerate(plan, start=1):
         model.train()
         _freeze(model, trained, epoch <= settings.freeze)
@@ -164,14 +182,18 @@ def fit(
         if planned.scale != scale:
             scale, shown = planned.scale, Examples(shrunk(train.images, planned.scale), train.labels)
         hardest = losses.topk(planned.images).indices
-        for images, labels, numbers in shuffled_batches(shown, hardest, settings.batch_size, generator):
-            images = augment(images, numbers)
+        for images, labels, numbers in shuffled_batches(shown, hardest, settings.batch_size, generator, augmented):
+            images, others, weights = mix(images, labels)
             with autocast(device, settings.dtype):
                 logits = model(images)
             each = F.cross_entropy(logits, labels, label_smoothing=settings.label_smoothing, reduction="none")
+            if weights is not None:
+                of_others = F.cross_entropy(logits, others, label_smoothing=settings.label_smoothing, reduction="none")
+                each = weights * each + (1 - weights) * of_others
             loss = each.mean()
             scaler.scale(loss).backward()
-            losses[numbers] = each.detach()
+            if selecting:
+                losses[numbers] = each.detach()
             lr = max(lr, made[0].param_groups[0]["lr"])
             if settings.clip_norm is not None:
                 for optimizer in made:

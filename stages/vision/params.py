@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 from vision.stage import ROOT, UserError
 
@@ -19,6 +19,12 @@ Count = Annotated[int, Field(ge=1)]
 NonNegativeCount = Annotated[int, Field(ge=0)]
 Channels = Annotated[int, Field(ge=1, le=4096)]
 Parts = Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=1, max_length=100)]
+
+
+def _with_a_hue(strengths: list[float]) -> list[float]:
+    if strengths[-1] > 0.5:
+        raise PydanticCustomError("hue", "Value should have as its last, the hue, at most 0.5")
+    return strengths
 
 
 class Section(BaseModel):
@@ -103,6 +109,11 @@ class Train(Section):
     label_smoothing: Fraction
     flip: Literal["none", "random", "alternate"]
     crop_padding: Annotated[int, Field(ge=0, le=64)]
+    rotation: Annotated[float, Field(ge=0, le=180)]
+    color_jitter: Annotated[list[NotNegative], Field(min_length=4, max_length=4), AfterValidator(_with_a_hue)]
+    cutout: Annotated[int, Field(ge=0, le=4096)]
+    mixup: NotNegative
+    cutmix: NotNegative
     image_scales: Parts
     image_shares: Parts
     ema: Annotated[float, Field(gt=0, lt=1)] | None

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torchvision.transforms import v2
 
-from vision.augment import Augment, reflected, shift_and_flip, shrunk, take_pixels
+from vision.augment import Augment, Cutout, cut_out, host_generator, reflected, shift_and_flip, shrunk, take_pixels
 
 
 def numbered_images(count: int, height: int, width: int, channels: int = 3) -> Tensor:
@@ -144,3 +144,65 @@ def test_shrunk_agrees_with_torchvision_image_by_image(scale: float) -> None:
 def test_shrunk_to_full_size_is_the_same() -> None:
     images = torch.randint(0, 256, (3, 8, 8, 3), dtype=torch.uint8)
     assert torch.equal(shrunk(images, 1.0), images)
+
+
+@given(
+    count=st.integers(1, 4),
+    size=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    channels=st.sampled_from([1, 3]),
+    side=st.integers(1, 12),
+    seed=st.integers(0, 1000),
+)
+def test_cut_out_agrees_with_torchvision_image_by_image(
+    count: int, size: tuple[int, int], channels: int, side: int, seed: int
+) -> None:
+    images = numbered_images(count, *size, channels)
+    top, left = (torch.randint(1 - side, end, (count,), generator=seeded(seed)) for end in size)
+    colour = torch.arange(channels, dtype=images.dtype) - 9
+    covered = cut_out(images, top, left, side, colour)
+    for i in range(count):
+        rows, columns = (slice(max(0, int(start[i])), int(start[i]) + side) for start in (top, left))
+        height, width, _ = images[i, rows, columns].shape
+        expected = v2.functional.erase(
+            images[i].permute(2, 0, 1), rows.start, columns.start, height, width, colour[:, None, None]
+        )
+        assert torch.equal(covered[i], expected.permute(1, 2, 0))
+    assert torch.equal(images, numbered_images(count, *size, channels)), "what was given stays as it was"
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_cutout_hides_squares_of_the_mean_colour_centred_on_any_pixel(dtype: torch.dtype) -> None:
+    data = torch.tensor([[10, 20, 30], [20, 20, 31]], dtype=torch.uint8)[:, None, None].expand(-1, 8, 8, -1)
+    cutout = Cutout(3, data, seeded(0))
+    images = torch.full((4000, 8, 8, 3), 200, dtype=dtype)
+    out = cutout(images)
+    assert out.dtype == dtype
+    hidden = (out != images).all(3)
+    assert torch.equal(out[hidden].unique(dim=0), torch.tensor([[15, 20, 30]], dtype=dtype))
+    assert set(hidden.sum((1, 2)).tolist()) == {4, 6, 9}, "whole squares, and those that an edge or two cut off"
+    # A pixel is hidden where one of the centres around it is drawn: 9 of 64 inside, 4 in a corner.
+    share = hidden.float().mean(0)
+    assert share[2:6, 2:6].mean().item() == pytest.approx(9 / 64, abs=0.01)
+    assert share[0, 0].item() == pytest.approx(4 / 64, abs=0.02)
+    assert torch.equal(Cutout(3, data, seeded(0))(images), out)
+    assert not torch.equal(Cutout(3, data, seeded(1))(images), out)
+
+
+def test_cutout_hides_the_same_share_of_smaller_images() -> None:
+    cutout = Cutout(8, torch.zeros(1, 32, 32, 3, dtype=torch.uint8), seeded(0))
+    for size, side in {32: 8, 20: 5, 2: 1}.items():
+        hidden = (cutout(torch.ones(500, size, size, 3, dtype=torch.uint8)) == 0).all(3).sum((1, 2))
+        assert hidden.max() == side**2
+
+
+def test_without_cutout_images_are_not_touched_and_nothing_is_drawn() -> None:
+    images, generator = numbered_images(4, 8, 8), seeded(0)
+    before = generator.get_state()
+    assert Cutout(0, images, generator)(images) is images
+    assert torch.equal(generator.get_state(), before)
+
+
+def test_the_hosts_generator_follows_from_the_devices() -> None:
+    first, again, other = (torch.rand(3, generator=host_generator(seeded(seed))) for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)

@@ -49,3 +49,22 @@ def test_each_epoch_has_an_order_of_its_own_that_the_seed_determines() -> None:
     assert first != second
     assert orders(0) == [first, second]
     assert orders(1) != [first, second]
+
+
+def test_small_batches_are_augmented_several_at_a_time_and_large_ones_one_by_one() -> None:
+    def sizes(batch_size: int) -> tuple[list[int], list[int]]:
+        told: list[int] = []
+
+        def brighter(images: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+            assert torch.equal(images[:, 0, 0, 0].long(), numbers % 256)
+            told.append(len(images))
+            return images + 1
+
+        generator = torch.Generator().manual_seed(0)
+        batches = list(shuffled_batches(examples(1205), torch.arange(1205), batch_size, generator, brighter))
+        assert all(torch.equal(batch.images[:, 0, 0, 0].long(), (batch.numbers + 1) % 256) for batch in batches)
+        assert all(torch.equal(batch.labels, batch.numbers) for batch in batches)
+        return told, [len(batch.labels) for batch in batches]
+
+    assert sizes(20) == ([500, 500, 200], [20] * 60)
+    assert sizes(600) == ([600, 600], [600, 600])

@@ -28,6 +28,11 @@ SETTINGS = fit.Settings(
     label_smoothing=0.1,
     flip="alternate",
     crop_padding=1,
+    rotation=0,
+    color_jitter=[0.0, 0.0, 0.0, 0.0],
+    cutout=0,
+    mixup=0.0,
+    cutmix=0.0,
     image_scales=[1.0],
     image_shares=[1.0],
     ema=None,
@@ -68,8 +73,26 @@ def network(train: Examples, seed: int = 0) -> models.Classifier:
         {"optimizer": "sgd", "momentum": 0.9},
         {"optimizer": "adamw", "lr": 0.01, "schedule": "one_cycle"},
         {"ema": 0.5},
+        {"rotation": 10.0},
+        {"color_jitter": [0.2, 0.2, 0.2, 0.05]},
+        {"cutout": 3},
+        {"mixup": 0.4},
+        {"cutmix": 0.4},
     ],
-    ids=["fp32", "bf16", "fp16", "fp16-clipped", "sgd", "adamw", "ema"],
+    ids=[
+        "fp32",
+        "bf16",
+        "fp16",
+        "fp16-clipped",
+        "sgd",
+        "adamw",
+        "ema",
+        "rotation",
+        "color_jitter",
+        "cutout",
+        "mixup",
+        "cutmix",
+    ],
 )
 def test_it_learns(change: dict[str, object]) -> None:
     train, val = striped(600, seed=1), striped(200, seed=2)
@@ -79,13 +102,16 @@ def test_it_learns(change: dict[str, object]) -> None:
     assert fitted.history[-1].train_loss < fitted.history[0].train_loss
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_one_seed_gives_bit_identical_weights_and_another_seed_others(dtype: torch.dtype) -> None:
+EVERYTHING = {"rotation": 10.0, "color_jitter": [0.2] * 4, "cutout": 3, "mixup": 0.4, "cutmix": 0.4}
+
+
+@pytest.mark.parametrize("change", [{}, {"dtype": torch.bfloat16}, {**EVERYTHING, "image_scales": [0.75, 1.0]}])
+def test_one_seed_gives_bit_identical_weights_and_another_seed_others(change: dict[str, object]) -> None:
     train, val = striped(300, seed=1), striped(100, seed=2)
 
     def weights(seed: int) -> list[Tensor]:
         model = network(train)
-        fit.fit(model, train, val, replace(SETTINGS, seed=seed, dtype=dtype))
+        fit.fit(model, train, val, replace(SETTINGS, seed=seed, **change))  # type: ignore[arg-type]
         return list(model.state_dict().values())
 
     first, again, other = weights(0), weights(0), weights(1)
@@ -326,3 +352,23 @@ def test_frozen_layers_stay_as_they_are_statistics_included_and_then_learn() -> 
         changed(3)
     )
     assert "network.first.weight" not in changed(3), "what the network itself does not train stays"
+
+
+@pytest.mark.parametrize("mix", [{"mixup": 1.0}, {"cutmix": 1.0}])
+def test_a_mixed_image_has_the_loss_of_both_labels_and_the_accuracy_of_the_one_that_is_more_of_it(
+    mix: dict[str, object],
+) -> None:
+    labels = torch.arange(200) % 2
+    black_and_white = Examples((labels * 255).to(torch.uint8)[:, None, None, None].expand(-1, 8, 8, 3), labels)
+    model = Watching()
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([0.0, 1.0, 0.0, -1.0]))  # it takes every image for white
+    still = replace(STILL, epochs=1, batch_size=200, label_smoothing=0.1, **mix)  # type: ignore[arg-type]
+    train = Examples(black_and_white.images.contiguous(), labels)
+    fitted = fit.fit(model, train, EMPTY, still)
+    white = torch.cat(model.shown).float().mean((1, 2, 3)) / 255
+    assert ((white > 0.1) & (white < 0.9)).any()
+    logits = torch.tensor([0.0, 1.0, 0.0, -1.0]).expand(200, 4)
+    soft = 0.9 * torch.stack((1 - white, white, 0 * white, 0 * white), 1) + 0.1 / 4
+    assert fitted.history[0].train_loss == pytest.approx(F.cross_entropy(logits, soft).item(), rel=1e-4)
+    assert fitted.history[0].train_accuracy == pytest.approx((white > 0.5).float().mean().item(), abs=0.02)

@@ -43,6 +43,20 @@ def test_the_projects_own_file_is_valid_and_every_key_has_a_comment() -> None:
         ("train", {"epochs": 2.5}, "params.yaml: train.epochs: must be a valid integer (got 2.5)"),
         ("train", {"epochs": True}, "params.yaml: train.epochs: must be a valid integer (got True)"),
         ("train", {"flip": "up"}, "params.yaml: train.flip: must be 'none', 'random' or 'alternate' (got 'up')"),
+        ("train", {"rotation": 181}, "params.yaml: train.rotation: must be less than or equal to 180 (got 181)"),
+        ("train", {"cutout": 1.5}, "params.yaml: train.cutout: must be a valid integer (got 1.5)"),
+        ("train", {"mixup": -1}, "params.yaml: train.mixup: must be greater than or equal to 0 (got -1)"),
+        ("train", {"cutmix": float("inf")}, "params.yaml: train.cutmix: must be a finite number (got inf)"),
+        (
+            "train",
+            {"color_jitter": [0.1, 0.1, 0.1]},
+            "params.yaml: train.color_jitter: must have at least 4 items (got [0.1, 0.1, 0.1])",
+        ),
+        (
+            "train",
+            {"color_jitter": [0, 0, 0, 0.6]},
+            "params.yaml: train.color_jitter: must have as its last, the hue, at most 0.5 (got [0, 0, 0, 0.6])",
+        ),
         ("train", {"learning_rat": 1}, "params.yaml: train.learning_rat: unknown key"),
         ("train", {"epoch": 1}, "params.yaml: train.epoch: unknown key; did you mean train.epochs?"),
         (

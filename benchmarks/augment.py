@@ -1,0 +1,179 @@
+"""Our augmentation of whole batches beside torchvision's, image by image in a DataLoader, in turn on one machine.
+
+    python benchmarks/augment.py                # 10,000 images an epoch, 5 rounds, every kind alone and all together
+    python benchmarks/augment.py --kinds rotation everything
+    python benchmarks/augment.py --threads 1    # ours: on a busy machine, threads that wait for each other lose most
+
+Both give shuffled batches of augmented images; normalisation, and on ours the copy to floats, is left to the model. The
+DataLoader has a worker a core, started before the clock, and its data in memory: it reads and decodes nothing. Random
+images stand in for the data: they cost the same.
+"""
+
+import argparse
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "stages"))
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, default_collate
+from torchvision.transforms import v2
+
+from vision.augment import Augment, Cutout
+from vision.batches import Examples, shuffled_batches
+from vision.color import ColorJitter
+from vision.device import choose, keep_freed_memory
+from vision.mix import Mix
+from vision.warp import Rotate
+
+SIZE, SHIFT, DEGREES, JITTER, SQUARE = 32, 2, 15, (0.2, 0.2, 0.2, 0.05), 8
+
+EACH: dict[str, v2.Transform] = {
+    "flip": v2.RandomHorizontalFlip(),
+    "shift": v2.RandomCrop(SIZE, padding=SHIFT, padding_mode="reflect"),
+    "rotation": v2.RandomRotation(DEGREES, interpolation=v2.InterpolationMode.BILINEAR),
+    "color_jitter": v2.ColorJitter(*JITTER),
+    "cutout": v2.RandomErasing(p=1, scale=(SQUARE**2 / SIZE**2,) * 2, ratio=(1, 1)),
+}
+"""What torchvision does to one image."""
+
+BATCH: dict[str, v2.Transform] = {"mixup": v2.MixUp(num_classes=10), "cutmix": v2.CutMix(num_classes=10)}
+"""What it does to a batch, in the workers."""
+
+
+class Augmented(Dataset[tuple[Tensor, int]]):
+    """Images and labels, the images transformed one by one."""
+
+    def __init__(self, examples: Examples, transform: v2.Transform) -> None:
+        """Lay the images out as torchvision wants them, [N, C, H, W]."""
+        self.planes = examples.images.permute(0, 3, 1, 2).contiguous()
+        self.labels = examples.labels.tolist()
+        self.transform = transform
+
+    def __len__(self) -> int:
+        """How many images there are."""
+        return len(self.labels)
+
+    def __getitem__(self, number: int) -> tuple[Tensor, int]:
+        """One image, uint8 [C, H, W], and its label."""
+        return self.transform(self.planes[number]), self.labels[number]
+
+
+class Collate:
+    """A batch of images and labels, mixed."""
+
+    def __init__(self, mixes: list[v2.Transform]) -> None:
+        """Each batch gets one of `mixes`."""
+        self.mix = v2.Compose([v2.ToDtype(torch.float32), v2.RandomChoice(mixes)])
+
+    def __call__(self, samples: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
+        """Stack and mix."""
+        images, labels = default_collate(samples)
+        return self.mix(images, labels)
+
+
+def theirs(kinds: set[str], examples: Examples, batch_size: int) -> Callable[[], None]:
+    """An epoch of a DataLoader, its workers started."""
+    mixes = [transform for kind, transform in BATCH.items() if kind in kinds]
+    transforms = [transform for kind, transform in EACH.items() if kind in kinds]
+    loader = DataLoader(
+        Augmented(examples, v2.Compose(transforms or [v2.Identity()])),
+        batch_size=batch_size,
+        shuffle=True,
+        drop_last=True,
+        num_workers=os.cpu_count() or 1,
+        persistent_workers=True,
+        collate_fn=Collate(mixes) if mixes else None,
+    )
+
+    def epoch() -> None:
+        for _ in loader:
+            pass
+
+    epoch()
+    return epoch
+
+
+def ours(kinds: set[str], examples: Examples, batch_size: int) -> Callable[[], None]:
+    """An epoch of batches augmented as the training loop does, on the device."""
+    device = examples.images.device
+    generator = torch.Generator(device).manual_seed(0)
+    everything = torch.arange(len(examples.labels), device=device)
+    augment = Augment(
+        "random" if "flip" in kinds else "none", SHIFT if "shift" in kinds else 0, len(everything), generator
+    )
+    rotate = Rotate(DEGREES if "rotation" in kinds else 0, generator)
+    jitter = ColorJitter(JITTER if "color_jitter" in kinds else (0, 0, 0, 0), generator)
+    cutout = Cutout(SQUARE if "cutout" in kinds else 0, examples.images, generator)
+    mix = Mix(float("mixup" in kinds), float("cutmix" in kinds), generator)
+
+    def batches() -> Iterator[Tensor]:
+        for images, labels, numbers in shuffled_batches(examples, everything, batch_size, generator):
+            yield mix(cutout(jitter(rotate(augment(images, numbers)))), labels).images
+
+    def epoch() -> None:
+        for _ in batches():
+            pass
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    epoch()
+    return epoch
+
+
+def images_per_s(epoch: Callable[[], None], images: int) -> float:
+    """Time whole epochs, of half a second together at least."""
+    epochs, seconds, started = 0, 0.0, time.perf_counter()
+    while seconds < 0.5:
+        epoch()
+        epochs += 1
+        seconds = time.perf_counter() - started
+    return epochs * images / seconds
+
+
+def main() -> None:
+    """Print a Markdown table, a row a kind."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    kinds = [*EACH, *BATCH, "everything"]
+    parser.add_argument("--images", type=int, default=10_000, help="an epoch")
+    parser.add_argument("--batch-size", type=int, default=500)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="ours; the DataLoader has a worker a core")
+    parser.add_argument("--kinds", nargs="+", choices=kinds, default=kinds)
+    options = parser.parse_args()
+
+    keep_freed_memory()
+    torch.set_num_threads(options.threads)
+    device, _ = choose("auto", "fp32")
+    torch.manual_seed(0)
+    images = torch.randint(0, 256, (options.images, SIZE, SIZE, 3), dtype=torch.uint8)
+    examples = Examples(images, torch.randint(0, 10, (options.images,)))
+    here = Examples(*(part.to(device) for part in examples))
+    done = options.images // options.batch_size * options.batch_size
+    print(
+        f"{done} images, batches of {options.batch_size}, {os.cpu_count()} workers, {options.threads} threads, "
+        f"{device}\n"
+    )
+    print("| kind | DataLoader, images/s | ours, images/s | ratio | from, to (n) |")
+    print("|---|---|---|---|---|")
+    for kind in options.kinds:
+        chosen = {kind} if kind != "everything" else {*EACH, *BATCH}
+        their_epoch = theirs(chosen, examples, options.batch_size)
+        our_epoch = ours(chosen, here, options.batch_size)
+        pairs = [(images_per_s(their_epoch, done), images_per_s(our_epoch, done)) for _ in range(options.rounds)]
+        ratios = [our / their for their, our in pairs]
+        their_median, our_median = (statistics.median(column) for column in zip(*pairs, strict=True))
+        print(
+            f"| {kind} | {their_median:,.0f} | {our_median:,.0f} | {statistics.median(ratios):.1f} "
+            f"| {min(ratios):.1f}, {max(ratios):.1f} ({len(ratios)}) |",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
