@@ -2,7 +2,10 @@
 
     python benchmarks/augment.py                # 10,000 images an epoch, 5 rounds, every kind alone and all together
     python benchmarks/augment.py --kinds rotation everything
-    python benchmarks/augment.py --threads 1    # ours: on a busy machine, threads that wait for each other lose most
+    python benchmarks/augment.py --threads 1    # on a busy machine, as threads that wait for each other lose most
+
+CPU time is told beside the clock's, as it says more where other programs compute as well; ours should have one thread
+then, as waiting counts.
 
 Both give shuffled batches of augmented images; normalisation, and on ours the copy to floats, is left to the model. The
 DataLoader has a worker a core, started before the clock, and its data in memory: it reads and decodes nothing. Random
@@ -10,12 +13,15 @@ images stand in for the data: they cost the same.
 """
 
 import argparse
+import math
+import multiprocessing
 import os
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "stages"))
 
@@ -126,14 +132,33 @@ def ours(kinds: set[str], examples: Examples, batch_size: int) -> Callable[[], N
     return epoch
 
 
-def images_per_s(epoch: Callable[[], None], images: int) -> float:
-    """Time whole epochs, of half a second together at least."""
-    epochs, seconds, started = 0, 0.0, time.perf_counter()
+def cpu_seconds() -> float:
+    """CPU time that this process and its workers have used so far, on Linux; else not a number."""
+    ticks = 0
+    for worker in multiprocessing.active_children():
+        try:
+            stat = Path(f"/proc/{worker.pid}/stat").read_text()
+        except OSError:
+            return math.nan
+        ticks += sum(int(field) for field in stat.rsplit(") ", 1)[1].split()[11:13])  # user and system
+    return time.process_time() + ticks / os.sysconf("SC_CLK_TCK")
+
+
+class Speed(NamedTuple):
+    """Images a second that passed, and a second that a core computed."""
+
+    images_per_s: float
+    images_per_cpu_s: float
+
+
+def timed(epoch: Callable[[], None], images: int) -> Speed:
+    """Time whole epochs of so many images, together of half a second at least."""
+    done, seconds, started, used = 0, 0.0, time.perf_counter(), cpu_seconds()
     while seconds < 0.5:
         epoch()
-        epochs += 1
+        done += images
         seconds = time.perf_counter() - started
-    return epochs * images / seconds
+    return Speed(done / seconds, done / (cpu_seconds() - used))
 
 
 def main() -> None:
@@ -155,24 +180,19 @@ def main() -> None:
     examples = Examples(images, torch.randint(0, 10, (options.images,)))
     here = Examples(*(part.to(device) for part in examples))
     done = options.images // options.batch_size * options.batch_size
-    print(
-        f"{done} images, batches of {options.batch_size}, {os.cpu_count()} workers, {options.threads} threads, "
-        f"{device}\n"
-    )
-    print("| kind | DataLoader, images/s | ours, images/s | ratio | from, to (n) |")
-    print("|---|---|---|---|---|")
+    print(f"{done} images, batches of {options.batch_size}; {os.cpu_count()} workers beside {options.threads} threads")
+    print(f"ours on {device}; random images of {SIZE}x{SIZE}\n")
+    print("| kind | DataLoader, images/s | ours, images/s | ratio | from, to | ratio by CPU time | from, to (n) |")
+    print("|---|---|---|---|---|---|---|")
     for kind in options.kinds:
         chosen = {kind} if kind != "everything" else {*EACH, *BATCH}
         their_epoch = theirs(chosen, examples, options.batch_size)
         our_epoch = ours(chosen, here, options.batch_size)
-        pairs = [(images_per_s(their_epoch, done), images_per_s(our_epoch, done)) for _ in range(options.rounds)]
-        ratios = [our / their for their, our in pairs]
-        their_median, our_median = (statistics.median(column) for column in zip(*pairs, strict=True))
-        print(
-            f"| {kind} | {their_median:,.0f} | {our_median:,.0f} | {statistics.median(ratios):.1f} "
-            f"| {min(ratios):.1f}, {max(ratios):.1f} ({len(ratios)}) |",
-            flush=True,
-        )
+        pairs = [(timed(their_epoch, done), timed(our_epoch, done)) for _ in range(options.rounds)]
+        cells = [f"{statistics.median(side.images_per_s for side in sides):,.0f}" for sides in zip(*pairs, strict=True)]
+        for ratios in zip(*([b / a for a, b in zip(*pair, strict=True)] for pair in pairs), strict=True):
+            cells += [f"{statistics.median(ratios):.1f}", f"{min(ratios):.1f}, {max(ratios):.1f}"]
+        print(f"| {kind} | {' | '.join(cells)} ({len(pairs)}) |", flush=True)
 
 
 if __name__ == "__main__":
