@@ -23,6 +23,7 @@ from official_formats import (
     write_npm_archive,
     write_python_archive,
 )
+from PIL import Image
 
 from vision import arrays
 from vision.stage import ROOT
@@ -120,6 +121,33 @@ def test_a_mistake_is_one_line_and_leaves_the_old_data(harm: Callable[[Path], No
     assert message in complaint[0]
     assert "Traceback" not in result.stderr
     assert raw_files(clone) == before
+
+
+def test_a_folder_of_images(clone: Path) -> None:
+    for number in range(40):
+        path = clone / f"photos/{CLASSES[number % 2]}/{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(DATA.train_images[number]).save(path)
+    (clone / "params.yaml").write_text(
+        (ROOT / "params.yaml").read_text().replace("dataset: cifar10", "dataset: folder")
+    )
+    result = download(clone, "photos")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[:2] == [
+        "download: read from photos",
+        "download: 40 train images of 2 classes, each decoded whole, in data/raw",
+    ]
+    assert len(list(clone.glob("data/raw/train/*/*.png"))) == 40
+
+    (clone / "photos/airplane/0.png").write_bytes(b"")
+    before = sorted(clone.rglob("data/**/*"))
+    result = download(clone)
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-2:] == [
+        "download: download.source: photos: has images that cannot be read; repair or remove them:",
+        "download: airplane/0.png: not an image, or cut off at its beginning",
+    ]
+    assert sorted(clone.rglob("data/**/*")) == before
 
 
 class Server(http.server.ThreadingHTTPServer):

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 from vision.stage import ROOT, UserError
 
@@ -28,12 +28,22 @@ class Section(BaseModel):
 class Download(Section):
     """Where the raw data comes from."""
 
+    dataset: Literal["cifar10", "folder"]
     source: Annotated[str, Field(min_length=1)]
+
+    @field_validator("source")
+    @classmethod
+    def _a_folder_is_named(cls, source: str, info: ValidationInfo) -> str:
+        if info.data.get("dataset") == "folder" and source == "auto":
+            raise PydanticCustomError("path", "Input should be the path of the folder of images, such as ../photos")
+        return source
 
 
 class Preprocess(Section):
-    """How the training images are split and described."""
+    """How the images are sized, split and described."""
 
+    image_size: Annotated[int, Field(ge=8, le=1024)] | None
+    test_fraction: Annotated[float, Field(gt=0, le=0.5)]
     val_fraction: Annotated[float, Field(ge=0, le=0.5)]
     train_limit: Count | None
     normalize: Literal["per_channel", "half"]

@@ -1,4 +1,4 @@
-"""Which images train and which validate, what pixels are normalised with, and how many of each class there are."""
+"""Which images train, validate and test, what pixels are normalised with, and how many of each class there are."""
 
 import numpy as np
 from sklearn.utils import resample
@@ -11,29 +11,31 @@ HALF = [0.5] * 3, [0.5] * 3
 
 
 def split_rows(
-    labels: np.ndarray, val_fraction: float, train_limit: int | None, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Choose the training and the validation images: the same share of every class, by the seed.
+    labels: np.ndarray, *, test_fraction: float, val_fraction: float, train_limit: int | None, seed: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Choose the training, the validation and the test images: the same share of every class, by the seed.
 
     Args:
         labels: integer [N].
-        val_fraction: share held out for validation.
+        test_fraction: share held out for the test, before anything else; 0 where the data has a test split.
+        val_fraction: share of the others held out for validation.
         train_limit: keep at most this many of the others, again the same share of every class.
         seed: what the choice depends on.
 
     Returns:
-        Ascending int64 indices of the training and of the validation images.
+        Ascending int64 indices of the training, of the validation and of the test images.
 
     Raises:
         UserError: a class has too few images for the split.
     """
     rows = np.arange(len(labels), dtype=np.int64)
+    rows, test = _stratified(rows, labels, round(test_fraction * len(rows)), seed, "preprocess.test_fraction")
     train, val = _stratified(rows, labels, round(val_fraction * len(rows)), seed, "preprocess.val_fraction")
     if missing := set(labels.tolist()) - set(labels[train].tolist()):
         raise UserError(f"params.yaml: preprocess.val_fraction: leaves class {min(missing)} without a training image")
     if train_limit is not None and train_limit < len(train):
         _, train = _stratified(train, labels, train_limit, seed, "preprocess.train_limit")
-    return np.sort(train), np.sort(val)
+    return np.sort(train), np.sort(val), np.sort(test)
 
 
 def _stratified(
@@ -56,7 +58,7 @@ def pixel_statistics(images: np.ndarray) -> tuple[list[float], list[float]]:
     Counted from a histogram of the 256 values, so the result is exact and takes no memory for floats. A channel that
     is the same everywhere gets the deviation of one level, so that it can be divided by.
     """
-    chunks = np.array_split(images, -(-len(images) // 5000))
+    chunks = np.array_split(images, -(-images.size // 2**24))
     levels = np.arange(256) / 255
     mean, std = [], []
     for channel in range(images.shape[-1]):

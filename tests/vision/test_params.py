@@ -55,6 +55,18 @@ def test_the_projects_own_file_is_valid_and_every_key_has_a_comment() -> None:
         ("model", {"widths": [8, "x"]}, "params.yaml: model.widths.1: must be a valid integer (got 'x')"),
         ("tracking", {"enabled": "yes"}, "params.yaml: tracking.enabled: must be a valid boolean (got 'yes')"),
         ("download", {"source": ""}, "params.yaml: download.source: must have at least 1 character (got '')"),
+        (
+            "download",
+            {"dataset": "mnist"},
+            "params.yaml: download.dataset: must be 'cifar10' or 'folder' (got 'mnist')",
+        ),
+        (
+            "download",
+            {"dataset": "folder", "source": "auto"},
+            "params.yaml: download.source: must be the path of the folder of images, such as ../photos (got 'auto')",
+        ),
+        ("preprocess", {"test_fraction": 0}, "params.yaml: preprocess.test_fraction: must be greater than 0 (got 0)"),
+        ("preprocess", {"image_size": 4}, "params.yaml: preprocess.image_size: must be greater than or equal to 8"),
         ("evaluate", {"batch_size": 10**30}, "params.yaml: evaluate.batch_size: must be less than or equal to 1000000"),
     ],
 )
