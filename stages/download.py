@@ -17,11 +17,8 @@ def main() -> None:
         say(f"{sizes} images of {len(listing.classes):,} classes, each decoded whole, in data/raw")
         return
 
-    *train_batches, test_batch = sources.fetch(params.source, say)
-
-    train = arrays.Split(*formats.decode(train_batches))
-    test = arrays.Split(*formats.decode([test_batch]))
-    arrays.write_raw(ROOT / "data" / "raw", train, test, formats.CLASSES)
+    train, test, classes = sources.fetch(formats.DATASETS[params.dataset], params.source, say)
+    arrays.write_raw(ROOT / "data" / "raw", train, test, classes)
     say(f"{len(train.labels):,} training and {len(test.labels):,} test images, checksums as pinned, in data/raw")
 
 

@@ -16,10 +16,13 @@ from typing import Any
 import numpy as np
 import pytest
 from official_formats import (
+    CIFAR100_CLASSES,
     CLASSES,
     make_set,
     write_binary_archive,
     write_checksums,
+    write_cifar100_archive,
+    write_cifar100_checksums,
     write_npm_archive,
     write_python_archive,
 )
@@ -121,6 +124,24 @@ def test_a_mistake_is_one_line_and_leaves_the_old_data(harm: Callable[[Path], No
     assert message in complaint[0]
     assert "Traceback" not in result.stderr
     assert raw_files(clone) == before
+
+
+def test_cifar_100(clone: Path) -> None:
+    hundred = make_set(n_train=200, n_test=100, classes=100)
+    write_cifar100_archive(clone / "a.tar.gz", hundred)
+    write_cifar100_checksums(clone / "stages/vision/cifar100.md5", hundred)
+    params = (ROOT / "params.yaml").read_text()
+    (clone / "params.yaml").write_text(params.replace("dataset: cifar10 ", "dataset: cifar100 "))
+    result = download(clone, "a.tar.gz")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[:2] == [
+        "download: read from a.tar.gz",
+        "download: 200 training and 100 test images, checksums as pinned, in data/raw",
+    ]
+    train, test, classes = arrays.read_raw(clone / "data/raw")
+    np.testing.assert_array_equal(train.images, hundred.train_images)
+    np.testing.assert_array_equal(test.labels, hundred.test_labels)
+    assert classes == list(CIFAR100_CLASSES)
 
 
 def test_a_folder_of_images(clone: Path) -> None:

@@ -28,7 +28,7 @@ class Section(BaseModel):
 class Download(Section):
     """Where the raw data comes from."""
 
-    dataset: Literal["cifar10", "folder"]
+    dataset: Literal["cifar10", "cifar100", "folder"]
     source: Annotated[str, Field(min_length=1)]
 
     @field_validator("source")

@@ -58,7 +58,7 @@ def test_the_projects_own_file_is_valid_and_every_key_has_a_comment() -> None:
         (
             "download",
             {"dataset": "mnist"},
-            "params.yaml: download.dataset: must be 'cifar10' or 'folder' (got 'mnist')",
+            "params.yaml: download.dataset: must be 'cifar10', 'cifar100' or 'folder' (got 'mnist')",
         ),
         (
             "download",
