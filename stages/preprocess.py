@@ -26,6 +26,8 @@ def main() -> None:
         raw.labels,
         test_fraction=settings.test_fraction if test is None else 0,
         val_fraction=settings.val_fraction,
+        folds=settings.folds,
+        fold=settings.fold,
         train_limit=settings.train_limit,
         seed=params.seed,
     )

@@ -45,9 +45,21 @@ class Preprocess(Section):
     image_size: Annotated[int, Field(ge=8, le=1024)] | None
     test_fraction: Annotated[float, Field(gt=0, le=0.5)]
     val_fraction: Annotated[float, Field(ge=0, le=0.5)]
+    folds: Annotated[int, Field(ge=2, le=1000)] | None
+    fold: Annotated[int, Field(ge=0)]
     train_limit: Count | None
     normalize: Literal["per_channel", "half"]
     samples_per_class: Annotated[int, Field(ge=1, le=50)]
+
+    @field_validator("fold")
+    @classmethod
+    def _one_of_the_folds(cls, fold: int, info: ValidationInfo) -> int:
+        folds = info.data.get("folds")
+        if folds is not None and fold >= folds:
+            raise PydanticCustomError(
+                "fold", "Input should be less than preprocess.folds, which is {folds}", {"folds": folds}
+            )
+        return fold
 
 
 class Model(Section):

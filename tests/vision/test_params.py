@@ -66,6 +66,12 @@ def test_the_projects_own_file_is_valid_and_every_key_has_a_comment() -> None:
             "params.yaml: download.source: must be the path of the folder of images, such as ../photos (got 'auto')",
         ),
         ("preprocess", {"test_fraction": 0}, "params.yaml: preprocess.test_fraction: must be greater than 0 (got 0)"),
+        ("preprocess", {"folds": 1}, "params.yaml: preprocess.folds: must be greater than or equal to 2 (got 1)"),
+        (
+            "preprocess",
+            {"folds": 5, "fold": 5},
+            "params.yaml: preprocess.fold: must be less than preprocess.folds, which is 5 (got 5)",
+        ),
         ("preprocess", {"image_size": 4}, "params.yaml: preprocess.image_size: must be greater than or equal to 8"),
         ("evaluate", {"batch_size": 10**30}, "params.yaml: evaluate.batch_size: must be less than or equal to 1000000"),
     ],

@@ -15,11 +15,19 @@ def split(
     *,
     test_fraction: float = 0,
     val_fraction: float = 0.1,
+    folds: int | None = None,
+    fold: int = 0,
     train_limit: int | None = None,
     seed: int = 0,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return splits.split_rows(
-        labels, test_fraction=test_fraction, val_fraction=val_fraction, train_limit=train_limit, seed=seed
+        labels,
+        test_fraction=test_fraction,
+        val_fraction=val_fraction,
+        folds=folds,
+        fold=fold,
+        train_limit=train_limit,
+        seed=seed,
     )
 
 
@@ -50,6 +58,36 @@ def test_the_split_is_stratified_complete_and_disjoint(
             assert abs((labels[rows] == number).sum() - len(rows) * count / len(labels)) <= 2
 
 
+@given(
+    per_class=st.lists(st.integers(20, 60), min_size=2, max_size=4),
+    test_fraction=st.sampled_from([0.0, 0.2]),
+    folds=st.integers(2, 6),
+    seed=st.integers(0, 100),
+)
+def test_each_image_validates_in_one_fold(per_class: list[int], test_fraction: float, folds: int, seed: int) -> None:
+    labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(per_class)), per_class)).astype(np.uint8)
+    options: dict[str, Any] = {"test_fraction": test_fraction, "folds": folds, "seed": seed}
+    _, _, test = split(labels, test_fraction=test_fraction, seed=seed)
+    validated: list[int] = []
+    for fold in range(folds):
+        train, val, held_out = split(labels, fold=fold, **options)
+        np.testing.assert_array_equal(held_out, test)
+        assert sorted([*train, *val, *test]) == list(range(len(labels)))
+        assert (np.diff(val) > 0).all()
+        for number in range(len(per_class)):
+            share = (labels[np.setdiff1d(np.arange(len(labels)), test)] == number).sum() / folds
+            assert abs((labels[val] == number).sum() - share) < 1
+        validated += val.tolist()
+    assert sorted([*validated, *test]) == list(range(len(labels)))
+
+
+def test_a_fold_leaves_a_limited_number_to_train_on() -> None:
+    labels = np.arange(100) % 4
+    train, val, _ = split(labels, folds=5, fold=2, train_limit=40)
+    assert (len(train), len(val)) == (40, 20)
+    assert not set(train) & set(val)
+
+
 def test_the_seed_decides_the_split() -> None:
     labels = np.repeat(np.arange(4), 50).astype(np.uint8)
     for part in (1, 2):
@@ -67,6 +105,7 @@ def test_the_seed_decides_the_split() -> None:
             "preprocess.test_fraction: takes 1 images, fewer than there are classes",
         ),
         ([0, 1] * 50, {"val_fraction": 0.01}, "preprocess.val_fraction: takes 1 images, fewer than there are classes"),
+        ([0] * 9 + [1] * 4, {"folds": 5}, "preprocess.folds: 5 parts of class 1, which has 4 images; use fewer"),
         ([0, 1] * 50, {"train_limit": 1}, "preprocess.train_limit: takes 1 images, fewer than there are classes"),
         ([0] * 99 + [1], {"val_fraction": 0.5}, "preprocess.val_fraction: leaves class 1 without a training image"),
     ],
