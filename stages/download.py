@@ -1,22 +1,24 @@
-"""Download: the real CIFAR-10, each batch checked against its pinned checksum, as uint8 arrays in data/raw."""
+"""Download: a published data set, checked against its pinned checksums, or a folder of images, into data/raw."""
 
 from vision.stage import ROOT, run_stage
 
 # isort: split
 # What follows takes seconds to import; vision.stage stands before it so that Ctrl-C is one line even then.
-from vision import arrays, formats, sources
+from vision import arrays, folder, formats, sources
 from vision.params import load_params
 
 
 def main() -> None:
-    """Fetch the batches and write them in the same bytes wherever they came from."""
+    """Put the raw data into data/raw, in the same bytes wherever it came from."""
     params = load_params().download
+    if params.dataset == "folder":
+        listing = folder.copy(params.source, ROOT / "data" / "raw", say)
+        sizes = " and ".join(f"{len(images):,} {split}" for split, images in listing.images.items())
+        say(f"{sizes} images of {len(listing.classes):,} classes, each decoded whole, in data/raw")
+        return
 
-    *train_batches, test_batch = sources.fetch(params.source, say)
-
-    train = arrays.Split(*formats.decode(train_batches))
-    test = arrays.Split(*formats.decode([test_batch]))
-    arrays.write_raw(ROOT / "data" / "raw", train, test, formats.CLASSES)
+    train, test, classes = sources.fetch(formats.DATASETS[params.dataset], params.source, say)
+    arrays.write_raw(ROOT / "data" / "raw", train, test, classes)
     say(f"{len(train.labels):,} training and {len(test.labels):,} test images, checksums as pinned, in data/raw")
 
 

@@ -1,4 +1,4 @@
-"""Split the training images into training and validation, and find what pixels are normalised with."""
+"""Split the images, bring them to one size, and find what pixels are normalised with."""
 
 from vision.stage import ROOT, run_stage
 
@@ -8,8 +8,9 @@ import hashlib
 
 import numpy as np
 
-from vision import arrays, figures, splits
+from vision import arrays, figures, folder, splits
 from vision.arrays import SPLITS, Split, Stats
+from vision.images import different_sizes, resized
 from vision.params import load_params
 
 
@@ -17,18 +18,33 @@ def main() -> None:
     """data/raw -> data/processed, data/samples.png, metrics/dataset.json."""
     params = load_params()
     settings = params.preprocess
-    raw, test, classes = arrays.read_raw(ROOT / "data/raw")
+    directory = ROOT / "data/raw"
+    holds_files = (directory / "train").is_dir()
+    raw, test, classes = folder.read_raw(directory) if holds_files else arrays.read_raw(directory)
 
-    train_rows, val_rows = splits.split_rows(raw.labels, settings.val_fraction, settings.train_limit, params.seed)
+    train_rows, val_rows, test_rows = splits.split_rows(
+        raw.labels,
+        test_fraction=settings.test_fraction if test is None else 0,
+        val_fraction=settings.val_fraction,
+        folds=settings.folds,
+        fold=settings.fold,
+        train_limit=settings.train_limit,
+        seed=params.seed,
+    )
+    parts = {"train": (raw, train_rows), "val": (raw, val_rows), "test": (raw, test_rows)}
+    if test is not None:
+        parts["test"] = test, np.arange(len(test.labels))
     chosen = {
-        "train": Split(raw.images[train_rows], raw.labels[train_rows]),
-        "val": Split(raw.images[val_rows], raw.labels[val_rows]),
-        "test": test,
+        name: Split(resized(part.images, rows, settings.image_size, f"read {name}"), part.labels[rows])
+        for name, (part, rows) in parts.items()
     }
+    train_shape, test_shape = (chosen[name].images.shape[1:] for name in ("train", "test"))
+    if train_shape != test_shape:
+        raise different_sizes(train_shape[1::-1], test_shape[1::-1])
     mean, std = splits.pixel_statistics(chosen["train"].images) if settings.normalize == "per_channel" else splits.HALF
     stats = Stats(
         classes=classes,
-        image_shape=list(raw.images.shape[1:]),
+        image_shape=list(train_shape),
         mean=mean,
         std=std,
         split_digest=hashlib.sha256(train_rows.tobytes() + b"|" + val_rows.tobytes()).hexdigest(),

@@ -1,10 +1,11 @@
-"""A small, learnable data set in CIFAR-10's official formats, for tests that run the real stages on it.
+"""Small, learnable data sets in the official formats of CIFAR-10 and CIFAR-100, for tests that run the real stages.
 
     data = make_set(n_train=500, n_test=100)
     write_python_archive(tmp_path / "cifar-10-python.tar.gz", data)
     write_checksums(clone / "stages" / "vision" / "cifar10.md5", data)
 
-The checksums make the download stage of that copy of the code accept it.
+The checksums make the download stage of that copy of the code accept it. For CIFAR-100 it is `make_set(classes=100)`,
+`write_cifar100_archive` and `write_cifar100_checksums`.
 """
 
 import hashlib
@@ -22,6 +23,7 @@ import numpy as np
 from PIL import Image
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+CIFAR100_CLASSES = tuple(f"class_{number:02}" for number in range(100))
 
 
 @dataclass(frozen=True)
@@ -40,25 +42,34 @@ class OfficialSet:
         return {**train, "test_batch": (self.test_images, self.test_labels)}
 
 
-def make_set(n_train: int = 500, n_test: int = 100, seed: int = 0) -> OfficialSet:
-    """Stripes and a colour for each class, under noise; `n_train` is a multiple of 5, 10 images have every class."""
+def make_set(n_train: int = 500, n_test: int = 100, seed: int = 0, classes: int = 10) -> OfficialSet:
+    """Stripes and a colour a class, under noise; `n_train` is a multiple of 5, `classes` images have every class."""
     generator = np.random.default_rng(seed)
-    return OfficialSet(*_make_split(n_train, generator), *_make_split(n_test, generator))
+    return OfficialSet(*_make_split(n_train, generator, classes), *_make_split(n_test, generator, classes))
 
 
-def _make_split(n: int, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    labels = generator.permutation(np.arange(n) % 10).astype(np.uint8)
-    angle = np.pi * labels[:, None, None] / 10
+def _make_split(n: int, generator: np.random.Generator, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    labels = generator.permutation(np.arange(n) % classes).astype(np.uint8)
+    angle = np.pi * labels[:, None, None] / classes
     y, x = np.mgrid[0:32, 0:32]
     stripes = np.sin((x * np.cos(angle) + y * np.sin(angle)) / 2)[..., None]
-    colours = np.random.default_rng(0).uniform(-1, 1, (10, 3))[labels][:, None, None, :]
+    colours = np.random.default_rng(0).uniform(-1, 1, (classes, 3))[labels][:, None, None, :]
     noise = generator.normal(0, 30, (n, 32, 32, 3))
     return (128 + 40 * stripes + 40 * colours + noise).clip(0, 255).astype(np.uint8), labels
 
 
 def write_checksums(path: Path, data: OfficialSet) -> None:
     """Write the MD5 of each binary batch in the form of md5sum."""
-    lines = [f"{hashlib.md5(content).hexdigest()}  {name}" for name, content in binary_files(data).items()]
+    _write_checksums(path, binary_files(data))
+
+
+def write_cifar100_checksums(path: Path, data: OfficialSet) -> None:
+    """Write the MD5 of each file of CIFAR-100 in the form of md5sum."""
+    _write_checksums(path, cifar100_files(data))
+
+
+def _write_checksums(path: Path, files: Mapping[str, bytes]) -> None:
+    lines = [f"{hashlib.md5(content).hexdigest()}  {name}" for name, content in files.items()]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
@@ -71,6 +82,11 @@ def write_binary_archive(path: Path, data: OfficialSet) -> None:
 def write_python_archive(path: Path, data: OfficialSet) -> None:
     """Write the form of cifar-10-python.tar.gz."""
     write_archive(path, "cifar-10-batches-py", python_files(data))
+
+
+def write_cifar100_archive(path: Path, data: OfficialSet) -> None:
+    """Write the form of cifar-100-python.tar.gz."""
+    write_archive(path, "cifar-100-python", cifar100_files(data))
 
 
 def write_npm_archive(path: Path, data: OfficialSet) -> None:
@@ -103,6 +119,23 @@ def python_files(data: OfficialSet) -> dict[str, bytes]:
     return {name: python2_pickle(python_batch(name, *batch)) for name, batch in data.batches().items()} | {
         "batches.meta": python2_pickle({b"label_names": [name.encode() for name in CLASSES]})
     }
+
+
+def cifar100_files(data: OfficialSet) -> dict[str, bytes]:
+    """The pickled splits and class names of CIFAR-100, as Python 2 wrote them."""
+    splits = {"train": (data.train_images, data.train_labels), "test": (data.test_images, data.test_labels)}
+    names = {b"fine_label_names": CIFAR100_CLASSES, b"coarse_label_names": CIFAR100_CLASSES[:20]}
+    meta = {key: [name.encode() for name in found] for key, found in names.items()}
+    return {name: python2_pickle(cifar100_split(name, *split)) for name, split in splits.items()} | {
+        "meta": python2_pickle(meta)
+    }
+
+
+def cifar100_split(name: str, images: np.ndarray, labels: np.ndarray) -> dict[bytes, Any]:
+    """What is pickled for a split of CIFAR-100."""
+    batch = python_batch(name, images, labels)
+    fine = batch.pop(b"labels")
+    return batch | {b"fine_labels": fine, b"coarse_labels": [label // 5 for label in fine]}
 
 
 def python_batch(name: str, images: np.ndarray, labels: np.ndarray) -> dict[bytes, Any]:

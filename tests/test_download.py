@@ -16,13 +16,17 @@ from typing import Any
 import numpy as np
 import pytest
 from official_formats import (
+    CIFAR100_CLASSES,
     CLASSES,
     make_set,
     write_binary_archive,
     write_checksums,
+    write_cifar100_archive,
+    write_cifar100_checksums,
     write_npm_archive,
     write_python_archive,
 )
+from PIL import Image
 
 from vision import arrays
 from vision.stage import ROOT
@@ -120,6 +124,51 @@ def test_a_mistake_is_one_line_and_leaves_the_old_data(harm: Callable[[Path], No
     assert message in complaint[0]
     assert "Traceback" not in result.stderr
     assert raw_files(clone) == before
+
+
+def test_cifar_100(clone: Path) -> None:
+    hundred = make_set(n_train=200, n_test=100, classes=100)
+    write_cifar100_archive(clone / "a.tar.gz", hundred)
+    write_cifar100_checksums(clone / "stages/vision/cifar100.md5", hundred)
+    params = (ROOT / "params.yaml").read_text()
+    (clone / "params.yaml").write_text(params.replace("dataset: cifar10 ", "dataset: cifar100 "))
+    result = download(clone, "a.tar.gz")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[:2] == [
+        "download: read from a.tar.gz",
+        "download: 200 training and 100 test images, checksums as pinned, in data/raw",
+    ]
+    train, test, classes = arrays.read_raw(clone / "data/raw")
+    np.testing.assert_array_equal(train.images, hundred.train_images)
+    np.testing.assert_array_equal(test.labels, hundred.test_labels)
+    assert classes == list(CIFAR100_CLASSES)
+
+
+def test_a_folder_of_images(clone: Path) -> None:
+    for number in range(40):
+        path = clone / f"photos/{CLASSES[number % 2]}/{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(DATA.train_images[number]).save(path)
+    (clone / "params.yaml").write_text(
+        (ROOT / "params.yaml").read_text().replace("dataset: cifar10", "dataset: folder")
+    )
+    result = download(clone, "photos")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[:2] == [
+        "download: read from photos",
+        "download: 40 train images of 2 classes, each decoded whole, in data/raw",
+    ]
+    assert len(list(clone.glob("data/raw/train/*/*.png"))) == 40
+
+    (clone / "photos/airplane/0.png").write_bytes(b"")
+    before = sorted(clone.rglob("data/**/*"))
+    result = download(clone)
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-2:] == [
+        "download: download.source: photos: has images that cannot be read; repair or remove them:",
+        "download: airplane/0.png: not an image, or cut off at its beginning",
+    ]
+    assert sorted(clone.rglob("data/**/*")) == before
 
 
 class Server(http.server.ThreadingHTTPServer):

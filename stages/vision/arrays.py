@@ -23,7 +23,10 @@ SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class Split:
-    """Labelled images: `images` uint8 [N, H, W, C], `labels` uint8 [N], each an index into the class names."""
+    """Labelled images: `images` uint8 [N, H, W, C]; `labels` [N], each an index into the class names.
+
+    Labels are uint8, or uint16 where there are more than 256 classes.
+    """
 
     images: np.ndarray
     labels: np.ndarray
@@ -80,8 +83,8 @@ def read_split(directory: Path, name: str) -> Split:
     Raises:
         UserError: a file is missing, damaged, or not what `Split` says.
     """
-    images = _load_array(directory / f"{name}_images.npy")
-    labels = _load_array(directory / f"{name}_labels.npy")
+    images = _load_array(directory / f"{name}_images.npy", np.uint8)
+    labels = _load_array(directory / f"{name}_labels.npy", np.uint8, np.uint16)
     if images.ndim != 4 or labels.ndim != 1 or len(images) != len(labels):
         raise UserError(f"{directory}: the {name} images {images.shape} and labels {labels.shape} do not fit together")
     return Split(images, labels)
@@ -92,15 +95,16 @@ def _save_split(folder: Path, name: str, split: Split) -> None:
     np.save(folder / f"{name}_labels.npy", split.labels, allow_pickle=False)
 
 
-def _load_array(path: Path) -> np.ndarray:
+def _load_array(path: Path, *dtypes: type[np.generic]) -> np.ndarray:
     try:
         array = np.load(path, allow_pickle=False, mmap_mode="r")
     except FileNotFoundError:
         raise UserError(f"{path}: not found; `dvc repro` makes it") from None
     except (ValueError, EOFError) as error:
         raise UserError(f"{path}: damaged ({error}); delete it and run `dvc repro`") from None
-    if array.dtype != np.uint8:
-        raise UserError(f"{path}: holds {array.dtype}, not uint8; delete it and run `dvc repro`")
+    if array.dtype not in dtypes:
+        wanted = " or ".join(dtype.__name__ for dtype in dtypes)
+        raise UserError(f"{path}: holds {array.dtype}, not {wanted}; delete it and run `dvc repro`")
     return array
 
 

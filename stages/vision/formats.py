@@ -1,6 +1,7 @@
-"""The forms that CIFAR-10 is handed around in, each read into the records of the official binary batches.
+"""The published data sets, and the forms they are handed around in, each read into the bytes of the official files.
 
-A record is one uint8 row: the label, then the red, the green and the blue plane of a 32x32 image. Files are read as
+Of CIFAR-10 those are the binary batches. A record is one uint8 row: the label, then the red, the green and the blue
+plane of a 32x32 image. Of CIFAR-100 they are the pickles, out of which the same records are made. Files are read as
 untrusted: members of an archive by their exact name and never onto the disk, sizes bounded, pickles restricted.
 """
 
@@ -9,22 +10,60 @@ import json
 import pickle
 import tarfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm.utils import CallbackIOWrapper
 
 from vision import progress
+from vision.arrays import Split
 from vision.stage import UserError
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-BATCHES = ("data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5", "test_batch")
 SIDE = 32
 RECORD = 1 + 3 * SIDE * SIDE
 MAX_FILE = 256 * 2**20
-"""Bytes of the largest file that is read; the official ones have 31 MB."""
+"""Bytes of the largest file that is read; the largest official one has 155 MB."""
+
+Files = dict[str, bytes]
+"""Content by the path inside the archive or folder."""
+Decoded = tuple[Split, Split, list[str]]
+"""The training and the test split, and the names of the classes."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """Files in `folder`: `<part><suffix>` for each part, and `extras`; `read` makes the bytes of one official file."""
+
+    folder: str
+    suffix: str
+    read: Callable[[str, Files], bytes]
+    extras: tuple[str, ...] = ()
+
+    def paths(self, parts: Sequence[str]) -> list[str]:
+        """All the files of this form, inside the archive or folder."""
+        return [f"{self.folder}/{name}" for name in (*(part + self.suffix for part in parts), *self.extras)]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A published data set: `parts` name its official files, `formats` are the forms it comes in.
+
+    `name` is that of its checksum file, in which a part has the ending `suffix`; `listed` is what `md5sum` is given to
+    make that file. `decode` makes arrays of the bytes of the parts.
+    """
+
+    name: str
+    title: str
+    parts: tuple[str, ...]
+    suffix: str
+    listed: str
+    formats: tuple[Format, ...]
+    decode: Callable[[Sequence[bytes]], Decoded]
 
 
 def encode(images: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -54,77 +93,121 @@ def read_records(content: bytes) -> np.ndarray:
     return np.frombuffer(content, np.uint8).reshape(-1, RECORD)
 
 
-def read_batches(path: Path) -> list[np.ndarray]:
-    """Records, uint8 [n, 3073], of each batch in `BATCHES`, of a .tar.gz archive or an unpacked folder.
+def read_parts(dataset: Dataset, path: Path) -> list[bytes]:
+    """The bytes of each official file, out of a .tar.gz archive or an unpacked folder.
 
     Raises:
         UserError: there is no such file, or it is in none of the formats, or damaged; the path is left to the caller.
         OSError: it cannot be read.
     """
+    known = [name for form in dataset.formats for name in form.paths(dataset.parts)]
     if path.is_dir():
-        files = _read_folder(path)
+        files = _read_folder(path, known)
     elif path.is_file():
-        files = _read_archive(path)
+        files = _read_archive(path, known)
     else:
         raise UserError("no such file or folder")
-    style = next((style for style in FORMATS if files.keys() & style.paths()), None)
-    if style is None:
-        raise UserError(f"holds no CIFAR-10 (expected a folder {' or '.join(style.folder for style in FORMATS)} in it)")
-    missing = [name for name in style.paths() if name not in files]
+    form = next((form for form in dataset.formats if files.keys() & form.paths(dataset.parts)), None)
+    if form is None:
+        folders = " or ".join(form.folder for form in dataset.formats)
+        raise UserError(f"holds no {dataset.title} (expected a folder {folders} in it)")
+    missing = [name for name in form.paths(dataset.parts) if name not in files]
     if missing:
         raise UserError(f"{missing[0]} is missing, or what stands before it is damaged")
-    batches = []
-    for name in progress.bar(len(BATCHES), " batches", "decode", iterable=BATCHES, delay=1, leave=False):
-        try:
-            batches.append(style.read(name, files))
-        except Exception as error:  # a damaged pickle or picture can raise nearly anything
-            raise UserError(f"{name} cannot be read ({error})") from None
-    return batches
+    parts = []
+    for name in progress.bar(len(dataset.parts), " batches", "decode", iterable=dataset.parts, delay=1, leave=False):
+        with _named(name):
+            parts.append(form.read(name, files))
+    return parts
 
 
-Files = dict[str, bytes]
-"""Content by the path inside the archive or folder."""
+@contextmanager
+def _named(part: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # a damaged pickle or picture can raise nearly anything
+        raise UserError(f"{part} cannot be read ({error})") from None
 
 
-@dataclass(frozen=True)
-class _Format:
-    """Files in `folder`: `<batch><suffix>` for each batch, and `extras`; `read` turns one batch into records."""
-
-    folder: str
-    suffix: str
-    read: Callable[[str, Files], np.ndarray]
-    extras: tuple[str, ...] = ()
-
-    def paths(self) -> list[str]:
-        return [f"{self.folder}/{name}" for name in (*(batch + self.suffix for batch in BATCHES), *self.extras)]
+# Each reader takes its part out of `files`, so that an archive is not held in memory twice.
+def _read_binary(batch: str, files: Files) -> bytes:
+    content = files.pop(f"cifar-10-batches-bin/{batch}.bin")
+    read_records(content)
+    return content
 
 
-# Each reader takes its batch out of `files`, so that an archive is not held in memory twice.
-def _read_binary(batch: str, files: Files) -> np.ndarray:
-    return read_records(files.pop(f"cifar-10-batches-bin/{batch}.bin"))
+def _read_python(batch: str, files: Files) -> bytes:
+    content = _unpickle(files.pop(f"cifar-10-batches-py/{batch}"))
+    return _join(np.array(content[b"labels"]), content[b"data"]).tobytes()
 
 
-def _read_python(batch: str, files: Files) -> np.ndarray:
-    content = _Unpickler(io.BytesIO(files.pop(f"cifar-10-batches-py/{batch}")), encoding="bytes").load()
-    return _join(np.array(content[b"labels"]), content[b"data"])
-
-
-def _read_npm(batch: str, files: Files) -> np.ndarray:
+def _read_npm(batch: str, files: Files) -> bytes:
     from PIL import Image
 
     pixels = np.asarray(Image.open(io.BytesIO(files.pop(f"package/{batch}.png"))))
     images = pixels.reshape(-1, SIDE, SIDE, 3)  # a row of the picture is an image, pixel by pixel
     if batch == "test_batch":
-        return encode(images, np.array(json.loads(files["package/test_lables.json"])))
-    start = BATCHES.index(batch) * len(images)
-    return encode(images, np.array(json.loads(files["package/train_lables.json"])[start : start + len(images)]))
+        return encode(images, np.array(json.loads(files["package/test_lables.json"]))).tobytes()
+    start = CIFAR10.parts.index(batch) * len(images)
+    labels = json.loads(files["package/train_lables.json"])[start : start + len(images)]
+    return encode(images, np.array(labels)).tobytes()
 
 
-FORMATS = (
-    _Format("cifar-10-batches-bin", ".bin", _read_binary),
-    _Format("cifar-10-batches-py", "", _read_python),
-    _Format("package", ".png", _read_npm, ("train_lables.json", "test_lables.json")),
+def _read_as_it_is(part: str, files: Files) -> bytes:
+    return files.pop(f"cifar-100-python/{part}")
+
+
+def _decode_cifar10(parts: Sequence[bytes]) -> Decoded:
+    batches = []
+    for name, content in zip(CIFAR10.parts, parts, strict=True):
+        batches.append(read_records(content))
+        _check_labels(name, batches[-1], len(CLASSES))
+    return Split(*decode(batches[:-1])), Split(*decode(batches[-1:])), list(CLASSES)
+
+
+def _decode_cifar100(parts: Sequence[bytes]) -> Decoded:
+    *names, meta = CIFAR100.parts
+    with _named(meta):
+        classes = [name.decode() for name in _unpickle(parts[-1])[b"fine_label_names"]]
+    splits = []
+    for name, pickled in zip(names, parts[:-1], strict=True):
+        with _named(name):
+            content = _unpickle(pickled)
+            records = _join(np.array(content[b"fine_labels"]), content[b"data"])
+        _check_labels(name, records, len(classes))
+        splits.append(Split(*decode([records])))
+    train, test = splits
+    return train, test, classes
+
+
+def _check_labels(name: str, records: np.ndarray, classes: int) -> None:
+    if records[:, 0].max() >= classes:
+        raise UserError(f"{name}: has the label {records[:, 0].max()}, but there are {classes} classes")
+
+
+CIFAR10 = Dataset(
+    name="cifar10",
+    title="CIFAR-10",
+    parts=("data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5", "test_batch"),
+    suffix=".bin",
+    listed="data_batch_?.bin test_batch.bin",
+    formats=(
+        Format("cifar-10-batches-bin", ".bin", _read_binary),
+        Format("cifar-10-batches-py", "", _read_python),
+        Format("package", ".png", _read_npm, ("train_lables.json", "test_lables.json")),
+    ),
+    decode=_decode_cifar10,
 )
+CIFAR100 = Dataset(
+    name="cifar100",
+    title="CIFAR-100",
+    parts=("train", "test", "meta"),
+    suffix="",
+    listed="train test meta",
+    formats=(Format("cifar-100-python", "", _read_as_it_is),),
+    decode=_decode_cifar100,
+)
+DATASETS = {dataset.name: dataset for dataset in (CIFAR10, CIFAR100)}
 
 
 def _join(labels: np.ndarray, planes: np.ndarray) -> np.ndarray:
@@ -157,15 +240,18 @@ class _Unpickler(pickle.Unpickler):
             raise pickle.UnpicklingError(f"refused: its pickle names {module}.{name}") from None
 
 
-def _read_folder(path: Path) -> Files:
+def _unpickle(content: bytes) -> Any:
+    return _Unpickler(io.BytesIO(content), encoding="bytes").load()
+
+
+def _read_folder(path: Path, known: Sequence[str]) -> Files:
     """Content of the known files in `path`, which is one of the formats' folders or holds one."""
     found = {}
-    for style in FORMATS:
-        for name in style.paths():
-            for file in (path / name, path / Path(name).name):
-                if file.is_file():
-                    found[name] = file
-                    break
+    for name in known:
+        for file in (path / name, path / Path(name).name):
+            if file.is_file():
+                found[name] = file
+                break
     files = {}
     with progress.bar(sum(file.stat().st_size for file in found.values()), "B", "read") as bar:
         for name, file in found.items():
@@ -175,9 +261,8 @@ def _read_folder(path: Path) -> Files:
     return files
 
 
-def _read_archive(path: Path) -> Files:
+def _read_archive(path: Path, known: Sequence[str]) -> Files:
     """Content of the known files in a .tar.gz archive; all its other members are skipped."""
-    known = {name for style in FORMATS for name in style.paths()}
     files = {}
     try:
         with (

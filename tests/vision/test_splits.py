@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import assume, given
@@ -8,54 +10,114 @@ from vision.arrays import Split
 from vision.stage import UserError
 
 
+def split(
+    labels: np.ndarray,
+    *,
+    test_fraction: float = 0,
+    val_fraction: float = 0.1,
+    folds: int | None = None,
+    fold: int = 0,
+    train_limit: int | None = None,
+    seed: int = 0,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return splits.split_rows(
+        labels,
+        test_fraction=test_fraction,
+        val_fraction=val_fraction,
+        folds=folds,
+        fold=fold,
+        train_limit=train_limit,
+        seed=seed,
+    )
+
+
 @given(
     per_class=st.lists(st.integers(20, 60), min_size=2, max_size=6),
-    val_fraction=st.sampled_from([0.0, 0.1, 0.25, 0.5]),
+    test_fraction=st.sampled_from([0.0, 0.2, 0.5]),
+    val_fraction=st.sampled_from([0.0, 0.2, 0.5]),
     limit=st.none() | st.integers(10, 100),
     seed=st.integers(0, 100),
 )
 def test_the_split_is_stratified_complete_and_disjoint(
-    per_class: list[int], val_fraction: float, limit: int | None, seed: int
+    per_class: list[int], test_fraction: float, val_fraction: float, limit: int | None, seed: int
 ) -> None:
     labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(per_class)), per_class)).astype(np.uint8)
-    train, val = splits.split_rows(labels, val_fraction, limit, seed)
-    available = len(labels) - round(val_fraction * len(labels))
+    tested = round(test_fraction * len(labels))
+    validated = round(val_fraction * (len(labels) - tested))
+    available = len(labels) - tested - validated
     assume(limit is None or limit <= available)
-    assert len(val) == len(labels) - available
+    train, val, test = split(
+        labels, test_fraction=test_fraction, val_fraction=val_fraction, train_limit=limit, seed=seed
+    )
+    assert (len(test), len(val)) == (tested, validated)
     assert len(train) == (available if limit is None else limit)
+    assert len({*train, *val, *test}) == len(train) + len(val) + len(test)
+    for rows in (train, val, test):
+        assert (np.diff(rows) > 0).all()
+        for number, count in enumerate(per_class):
+            assert abs((labels[rows] == number).sum() - len(rows) * count / len(labels)) <= 2
+
+
+@given(
+    per_class=st.lists(st.integers(20, 60), min_size=2, max_size=4),
+    test_fraction=st.sampled_from([0.0, 0.2]),
+    folds=st.integers(2, 6),
+    seed=st.integers(0, 100),
+)
+def test_each_image_validates_in_one_fold(per_class: list[int], test_fraction: float, folds: int, seed: int) -> None:
+    labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(per_class)), per_class)).astype(np.uint8)
+    options: dict[str, Any] = {"test_fraction": test_fraction, "folds": folds, "seed": seed}
+    _, _, test = split(labels, test_fraction=test_fraction, seed=seed)
+    validated: list[int] = []
+    for fold in range(folds):
+        train, val, held_out = split(labels, fold=fold, **options)
+        np.testing.assert_array_equal(held_out, test)
+        assert sorted([*train, *val, *test]) == list(range(len(labels)))
+        assert (np.diff(val) > 0).all()
+        for number in range(len(per_class)):
+            share = (labels[np.setdiff1d(np.arange(len(labels)), test)] == number).sum() / folds
+            assert abs((labels[val] == number).sum() - share) < 1
+        validated += val.tolist()
+    assert sorted([*validated, *test]) == list(range(len(labels)))
+
+
+def test_a_fold_leaves_a_limited_number_to_train_on() -> None:
+    labels = np.arange(100) % 4
+    train, val, _ = split(labels, folds=5, fold=2, train_limit=40)
+    assert (len(train), len(val)) == (40, 20)
     assert not set(train) & set(val)
-    assert (np.diff(train) > 0).all()
-    assert (np.diff(val) > 0).all()
-    for number, count in enumerate(per_class):
-        assert abs((labels[val] == number).sum() - val_fraction * count) <= 1
-        assert abs((labels[train] == number).sum() - len(train) * count / len(labels)) <= 2
 
 
 def test_the_seed_decides_the_split() -> None:
     labels = np.repeat(np.arange(4), 50).astype(np.uint8)
-    first, again, other = (splits.split_rows(labels, 0.1, None, seed)[1].tolist() for seed in (0, 0, 1))
-    assert first == again
-    assert first != other
+    for part in (1, 2):
+        first, again, other = (split(labels, test_fraction=0.2, seed=seed)[part].tolist() for seed in (0, 0, 1))
+        assert first == again
+        assert first != other
 
 
 @pytest.mark.parametrize(
-    ("labels", "fraction", "limit", "says"),
+    ("labels", "options", "says"),
     [
-        ([0, 1] * 50, 0.01, None, "preprocess.val_fraction: takes 1 images, fewer than there are classes"),
-        ([0, 1] * 50, 0.1, 1, "preprocess.train_limit: takes 1 images, fewer than there are classes"),
-        ([0] * 99 + [1], 0.5, None, "preprocess.val_fraction: leaves class 1 without a training image"),
+        (
+            [0, 1] * 50,
+            {"test_fraction": 0.01},
+            "preprocess.test_fraction: takes 1 images, fewer than there are classes",
+        ),
+        ([0, 1] * 50, {"val_fraction": 0.01}, "preprocess.val_fraction: takes 1 images, fewer than there are classes"),
+        ([0] * 9 + [1] * 4, {"folds": 5}, "preprocess.folds: 5 parts of class 1, which has 4 images; use fewer"),
+        ([0, 1] * 50, {"train_limit": 1}, "preprocess.train_limit: takes 1 images, fewer than there are classes"),
+        ([0] * 99 + [1], {"val_fraction": 0.5}, "preprocess.val_fraction: leaves class 1 without a training image"),
     ],
 )
-def test_a_split_that_cannot_be_is_refused_by_name(
-    labels: list[int], fraction: float, limit: int | None, says: str
-) -> None:
+def test_a_split_that_cannot_be_is_refused_by_name(labels: list[int], options: dict[str, Any], says: str) -> None:
     with pytest.raises(UserError) as error:
-        splits.split_rows(np.array(labels), fraction, limit, 0)
+        split(np.array(labels), **options)
     assert says in str(error.value)
 
 
 def test_a_limit_just_below_what_there_is_is_kept() -> None:
-    train, _ = splits.split_rows(np.arange(1000) % 10, 0.1, 899, 0)
+    train, _, _ = split(np.arange(1000) % 10, train_limit=899)
     assert len(train) == 899
 
 
@@ -69,10 +131,10 @@ def test_pixel_statistics_agree_with_numpy(count: int, channels: int, low: int, 
 
 
 def test_counts_by_class() -> None:
-    def split(*labels: int) -> Split:
+    def part(*labels: int) -> Split:
         return Split(np.zeros((len(labels), 2, 2, 3), np.uint8), np.array(labels, np.uint8))
 
-    assert splits.counts({"train": split(0, 0, 1), "val": split(1), "test": split()}, ["cat", "dog"]) == {
+    assert splits.counts({"train": part(0, 0, 1), "val": part(1), "test": part()}, ["cat", "dog"]) == {
         "classes": 2,
         "train": 3,
         "val": 1,
