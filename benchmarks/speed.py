@@ -236,8 +236,9 @@ def check(options: argparse.Namespace) -> None:
     except ValueError as error:
         sys.exit("\n".join(f"speed.py: {problem}" for problem in [*problems, str(error)]))
     preprocess = given["preprocess"]
-    if (preprocess["train_limit"], preprocess["normalize"]) != (None, "per_channel"):
-        problems.append("preprocess.train_limit and preprocess.normalize are not followed here")
+    unused = ("classes", "image_size", "folds", "train_limit")
+    if any(preprocess[key] is not None for key in unused) or preprocess["normalize"] != "per_channel":
+        problems.append("of preprocess, val_fraction alone is followed here")
     if (given["model"]["weights"], given["model"]["freeze"]) != (None, 0):
         problems.append("model.weights and model.freeze are not followed here")
     if preprocess["val_fraction"] and not options.validate:

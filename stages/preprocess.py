@@ -22,8 +22,9 @@ def main() -> None:
     holds_files = (directory / "train").is_dir()
     raw, test, classes = folder.read_raw(directory) if holds_files else arrays.read_raw(directory)
 
+    kept, labels = splits.of_classes(raw.labels, classes, settings.classes)
     train_rows, val_rows, test_rows = splits.split_rows(
-        raw.labels,
+        labels,
         test_fraction=settings.test_fraction if test is None else 0,
         val_fraction=settings.val_fraction,
         folds=settings.folds,
@@ -31,23 +32,27 @@ def main() -> None:
         train_limit=settings.train_limit,
         seed=params.seed,
     )
-    parts = {"train": (raw, train_rows), "val": (raw, val_rows), "test": (raw, test_rows)}
+    parts = {
+        name: (raw.images, kept[rows], labels[rows])
+        for name, rows in {"train": train_rows, "val": val_rows, "test": test_rows}.items()
+    }
     if test is not None:
-        parts["test"] = test, np.arange(len(test.labels))
+        parts["test"] = test.images, *splits.of_classes(test.labels, classes, settings.classes)
+    classes = settings.classes or classes
     chosen = {
-        name: Split(resized(part.images, rows, settings.image_size, f"read {name}"), part.labels[rows])
-        for name, (part, rows) in parts.items()
+        name: Split(resized(images, rows, settings.image_size, f"read {name}"), labels)
+        for name, (images, rows, labels) in parts.items()
     }
     train_shape, test_shape = (chosen[name].images.shape[1:] for name in ("train", "test"))
     if train_shape != test_shape:
         raise different_sizes(train_shape[1::-1], test_shape[1::-1])
-    mean, std = splits.pixel_statistics(chosen["train"].images) if settings.normalize == "per_channel" else splits.HALF
+    mean, std = splits.KNOWN.get(settings.normalize) or splits.pixel_statistics(chosen["train"].images)
     stats = Stats(
         classes=classes,
         image_shape=list(train_shape),
         mean=mean,
         std=std,
-        split_digest=hashlib.sha256(train_rows.tobytes() + b"|" + val_rows.tobytes()).hexdigest(),
+        split_digest=hashlib.sha256(kept[train_rows].tobytes() + b"|" + kept[val_rows].tobytes()).hexdigest(),
     )
     arrays.write_processed(ROOT / "data/processed", chosen, stats)
     arrays.write_json(ROOT / "metrics/dataset.json", splits.counts(chosen, classes))

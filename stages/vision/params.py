@@ -27,6 +27,12 @@ def _with_a_hue(strengths: list[float]) -> list[float]:
     return strengths
 
 
+def _all_different(names: list[str]) -> list[str]:
+    if len(set(names)) < len(names):
+        raise PydanticCustomError("twice", "List should have no name twice")
+    return names
+
+
 class Section(BaseModel):
     """A part of params.yaml: every key is required, no other key is allowed, no value is converted."""
 
@@ -48,15 +54,16 @@ class Download(Section):
 
 
 class Preprocess(Section):
-    """How the images are sized, split and described."""
+    """How the images are chosen, sized, split and described."""
 
+    classes: Annotated[list[str], Field(min_length=2), AfterValidator(_all_different)] | None
     image_size: Annotated[int, Field(ge=8, le=1024)] | None
     test_fraction: Annotated[float, Field(gt=0, le=0.5)]
     val_fraction: Annotated[float, Field(ge=0, le=0.5)]
     folds: Annotated[int, Field(ge=2, le=1000)] | None
     fold: Annotated[int, Field(ge=0)]
     train_limit: Count | None
-    normalize: Literal["per_channel", "half"]
+    normalize: Literal["per_channel", "half", "imagenet"]
     samples_per_class: Annotated[int, Field(ge=1, le=50)]
 
     @field_validator("fold")

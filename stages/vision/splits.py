@@ -7,8 +7,37 @@ from sklearn.utils import resample
 from vision.arrays import SPLITS, Split
 from vision.stage import UserError
 
-HALF = [0.5] * 3, [0.5] * 3
-"""Mean and standard deviation that bring pixels in [0, 1] to [-1, 1]."""
+KNOWN = {
+    "half": ([0.5] * 3, [0.5] * 3),
+    "imagenet": ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+}
+"""Mean and standard deviation that bring pixels in [0, 1] to [-1, 1], and those that torchvision's weights want."""
+
+
+def of_classes(labels: np.ndarray, classes: list[str], names: list[str] | None) -> tuple[np.ndarray, np.ndarray]:
+    """Find the images of some classes.
+
+    Args:
+        labels: integer [N], indices into `classes`.
+        classes: the names of all classes.
+        names: those to keep; None keeps all.
+
+    Returns:
+        Ascending int64 indices of their images, and the labels of these, now indices into `names`.
+
+    Raises:
+        UserError: there is no such class.
+    """
+    if names is None:
+        return np.arange(len(labels)), np.asarray(labels)
+    if unknown := [name for name in names if name not in classes]:
+        raise UserError(
+            f"params.yaml: preprocess.classes: the data has no class {unknown[0]!r}; it has {', '.join(classes)}"
+        )
+    numbers = np.full(len(classes), -1)
+    numbers[[classes.index(name) for name in names]] = np.arange(len(names))
+    rows = np.flatnonzero(numbers[labels] >= 0)
+    return rows, numbers[labels[rows]].astype(labels.dtype)
 
 
 def split_rows(

@@ -64,6 +64,11 @@ def test_the_projects_own_file_is_valid_and_every_key_has_a_comment() -> None:
             {"val_fraction": 0.9},
             "params.yaml: preprocess.val_fraction: must be less than or equal to 0.5",
         ),
+        (
+            "preprocess",
+            {"classes": ["cat", "cat"]},
+            "params.yaml: preprocess.classes: must have no name twice (got ['cat', 'cat'])",
+        ),
         ("preprocess", {"train_limit": 0}, "params.yaml: preprocess.train_limit: must be greater than or equal to 1"),
         (
             "model",

@@ -141,3 +141,18 @@ def test_counts_by_class() -> None:
         "test": 0,
         "by_class": {"cat": {"train": 2, "val": 0, "test": 0}, "dog": {"train": 1, "val": 1, "test": 0}},
     }
+
+
+def test_the_images_of_some_classes_get_labels_in_the_order_of_their_names() -> None:
+    labels = np.array([2, 0, 1, 3, 2, 0], np.uint8)
+    rows, kept = splits.of_classes(labels, ["ant", "bee", "cat", "dog"], ["dog", "cat"])
+    assert rows.tolist() == [0, 3, 4]
+    assert kept.tolist() == [1, 0, 1]
+    assert kept.dtype == np.uint8
+    rows, kept = splits.of_classes(labels, ["ant", "bee", "cat", "dog"], None)
+    assert rows.tolist() == list(range(6))
+    assert kept.tolist() == labels.tolist()
+    with pytest.raises(
+        UserError, match=r"^params.yaml: preprocess.classes: the data has no class 'cow'; it has ant, b"
+    ):
+        splits.of_classes(labels, ["ant", "bee"], ["ant", "cow"])
