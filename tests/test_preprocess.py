@@ -12,6 +12,7 @@ import pytest
 import yaml
 from official_formats import CLASSES, make_set
 from PIL import Image
+from torchvision.models import ResNet18_Weights
 
 from vision import arrays
 from vision.arrays import Split
@@ -125,3 +126,27 @@ def test_files_of_another_size_in_the_test_split_are_refused(clone: Path) -> Non
         Image.open(path).resize((40, 30)).save(path)
     output = preprocess(clone, status=1)
     assert "image_size: null, but there are images of 32 x 32 and 40 x 30 pixels; set it, for example to 64" in output
+
+
+def test_some_classes_alone_are_kept_in_every_split(clone: Path) -> None:
+    preprocess(clone, classes=["ship", "cat"], train_limit=60)
+    assert arrays.read_stats(clone / "data/processed").classes == ["ship", "cat"]
+    assert [len(split(clone, name).labels) for name in ("train", "val", "test")] == [60, 10, 20]
+    test = split(clone, "test")
+    for label, name in enumerate(["ship", "cat"]):
+        expected = DATA.test_images[DATA.test_labels == CLASSES.index(name)]
+        assert np.array_equal(test.images[test.labels == label], expected)
+    assert "the data has no class 'emu'" in preprocess(clone, status=1, classes=["cat", "emu"])
+
+
+def test_pixels_are_normalised_as_asked(clone: Path) -> None:
+    found = {}
+    for name in ("per_channel", "half", "imagenet"):
+        preprocess(clone, normalize=name)
+        stats = arrays.read_stats(clone / "data/processed")
+        found[name] = stats.mean, stats.std
+    train = split(clone, "train").images / 255
+    assert found["per_channel"][0] == pytest.approx(train.mean((0, 1, 2)))
+    assert found["half"] == ([0.5] * 3, [0.5] * 3)
+    transform = ResNet18_Weights.DEFAULT.transforms()
+    assert found["imagenet"] == (transform.mean, transform.std)

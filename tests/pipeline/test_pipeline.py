@@ -4,12 +4,14 @@ The tests share one clone and go on from each other's results, in the order of t
 """
 
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Run
@@ -190,6 +192,27 @@ def test_a_recipe_runs_and_what_stands_behind_it_wins(project: Project, recipe: 
     assert newest.info.status == "FINISHED"
     assert newest.data.metrics["test/accuracy"] > 0.25, "chance is 0.1"
     assert 0 < newest.data.metrics["train/share_of_peak"] < 2
+    project.run("git", "checkout", "--quiet", ".")
+    project.run("dvc", "checkout")
+
+
+def test_a_model_of_some_classes_is_where_one_of_others_begins(project: Project) -> None:
+    def train(name: str, *settings: str) -> dict[str, torch.Tensor]:
+        words = [word for setting in settings for word in ("-S", setting)]
+        project.run("dvc", "exp", "run", "-n", name, *words)
+        return torch.load(project.root / "models/model.pt", weights_only=True)
+
+    first = train("first", "preprocess.classes=[airplane,automobile,bird,cat,deer]")
+    weights = project.root.parent / "first.pt"
+    shutil.copy(project.root / "models/model.pt", weights)
+    others = "preprocess.classes=[dog,frog,horse]"
+    second = train("second", others, f"model.weights={weights}", "model.freeze=3", "train.epochs=3")
+    assert project.json("models/model.json")["classes"] == ["dog", "frog", "horse"]
+    assert second["network.last.weight"].shape == (3, 16)
+    body = {name for name in first if name.startswith(("network.first", "network.blocks"))}
+    assert all(torch.equal(first[name], second[name]) for name in body), "the last layer alone was trained"
+    newest, *_ = runs(project)
+    assert newest.data.params["model.weights"] == str(weights)
     project.run("git", "checkout", "--quiet", ".")
     project.run("dvc", "checkout")
 
