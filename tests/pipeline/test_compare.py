@@ -1,5 +1,6 @@
 """Experiments over folds, run and recorded by the real DVC, and the table that sums them up."""
 
+import json
 import re
 import statistics
 from pathlib import Path
@@ -18,7 +19,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     made.commit("one epoch")
     made.run("dvc", "exp", "run", "--queue", *FOLDS)
     made.run("dvc", "exp", "run", "--queue", "-S", "train.lr=-1")
-    made.run("dvc", "exp", "run", "--run-all", status=255)
+    made.run("dvc", "exp", "run", "--run-all")
     made.run("dvc", "exp", "run", "--queue", "-S", "seed=1")
     return made
 
@@ -29,13 +30,9 @@ def compare(project: Project, *arguments: str, status: int = 0) -> list[str]:
 
 def recorded(project: Project, file: str, metric: str) -> list[float]:
     """The metric in the files that DVC committed for each experiment that it ran to the end."""
-    revisions = project.run("git", "for-each-ref", "--format=%(objectname)", "refs/exps/**").split()
-    found = set()
-    for revision in revisions:
-        if "metrics/test.json" in project.run("git", "ls-tree", "-r", "--name-only", revision).split():
-            text = project.run("git", "show", f"{revision}:{file}")
-            found.add(float(re.findall(rf'"{metric}": ([-\d.e]+)', text)[0]))
-    return sorted(found)
+    revisions = project.run("dvc", "exp", "list", "--sha-only").split()
+    texts = [project.run("git", "show", f"{revision}:{file}") for revision in revisions]
+    return [json.loads(text)[metric] for text in texts]
 
 
 def cell(values: list[float]) -> str:
@@ -49,7 +46,7 @@ def test_folds_are_one_line_with_the_figures_of_the_metrics_files(project: Proje
     head, folds, last = compare(project)
     assert re.split(r"\s{2,}", head) == ["experiments", "n", "val_accuracy", "accuracy"]
     assert re.split(r"\s{2,}", folds) == ["preprocess.folds=2", "2", cell(validated), cell(tested)]
-    assert head.index("n ") == folds.index("2  ")
+    assert head.index(" n ") == folds.index(" 2 ")
     assert last == "not counted: 1 queued, 1 failed"
 
 
