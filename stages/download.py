@@ -13,8 +13,9 @@ def main() -> None:
     params = load_params().download
     if params.dataset == "folder":
         listing = folder.copy(params.source, ROOT / "data" / "raw", say)
-        sizes = " and ".join(f"{len(images):,} {split}" for split, images in listing.images.items())
-        say(f"{sizes} images of {len(listing.classes):,} classes, each decoded whole, in data/raw")
+        count = sum(map(len, listing.images.values()))
+        tested = f", {len(listing.images['test']):,} of them for the test" if "test" in listing.images else ""
+        say(f"{count:,} images of {len(listing.classes):,} classes{tested}, each decoded whole, in data/raw")
         return
 
     train, test, classes = sources.fetch(formats.DATASETS[params.dataset], params.source, say)

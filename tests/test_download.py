@@ -156,7 +156,7 @@ def test_a_folder_of_images(clone: Path) -> None:
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines()[:2] == [
         "download: read from photos",
-        "download: 40 train images of 2 classes, each decoded whole, in data/raw",
+        "download: 40 images of 2 classes, each decoded whole, in data/raw",
     ]
     assert len(list(clone.glob("data/raw/train/*/*.png"))) == 40
 

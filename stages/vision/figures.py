@@ -38,13 +38,14 @@ PALETTES: dict[Theme, Palette] = {
 }
 _WIDTH = 4.4  # inches: small enough that the text stays legible where a phone shrinks the figure
 _LONGEST_NAME = 22
+_MOST_ROWS = 200  # of the sample picture
 
 
 def sample_grid(images: np.ndarray, labels: np.ndarray, classes: Sequence[str], per_class: int) -> Figure:
     """A row a class: its name and up to `per_class` of its images, taken evenly from the whole split.
 
     The ground is dark, which suits photographs and goes with light and dark pages alike. Small images are enlarged
-    by a whole factor, so that every pixel stays a sharp square.
+    by a whole factor, so that every pixel stays a sharp square. Of more than 200 classes, 200 are shown, evenly taken.
 
     Args:
         images: uint8 [N, H, W, C] with C 1 (grey) or 3 (RGB).
@@ -57,16 +58,17 @@ def sample_grid(images: np.ndarray, labels: np.ndarray, classes: Sequence[str], 
     height, width = (-(-side // shrink) for side in images.shape[1:3])
     gap = max(1, height // 16)
     ground = (np.array(mpl.colors.to_rgb(palette.ground)) * 255).round().astype(np.uint8)
-    mosaic = np.tile(ground, (len(classes) * (height + gap) - gap, per_class * (width + gap) - gap, 1))
-    for label in range(len(classes)):
+    shown = evenly(len(classes), _MOST_ROWS)
+    mosaic = np.tile(ground, (len(shown) * (height + gap) - gap, per_class * (width + gap) - gap, 1))
+    for row, label in enumerate(shown):
         members = np.flatnonzero(labels == label)
         for column, index in enumerate(members[evenly(len(members), per_class)]):
-            top, left = label * (height + gap), column * (width + gap)
+            top, left = row * (height + gap), column * (width + gap)
             rgb = np.broadcast_to(images[index], (*images.shape[1:3], 3))
             mosaic[top : top + height, left : left + width] = np.asarray(Image.fromarray(rgb).reduce(shrink))
 
     # All in whole pixels of the picture, so that those of the images meet them.
-    names = [_short(name) for name in classes]
+    names = [_short(classes[label]) for label in shown]
     left_margin, top_margin, margin = 40 + 13 * max(map(len, names)), 76, 22
     grid_height, grid_width = (side * enlarge for side in mosaic.shape[:2])
     total_height = top_margin + grid_height + margin
@@ -78,10 +80,13 @@ def sample_grid(images: np.ndarray, labels: np.ndarray, classes: Sequence[str], 
     )
     axes.imshow(mosaic, interpolation="nearest", aspect="auto")
     axes.set_xticks([])
-    axes.set_yticks(np.arange(len(classes)) * (height + gap) + height / 2 - 0.5, names, parse_math=False)
+    axes.set_yticks(np.arange(len(shown)) * (height + gap) + height / 2 - 0.5, names, parse_math=False)
     axes.tick_params(length=0, labelcolor=palette.ink, labelsize=9)
     axes.set_frame_on(False)
-    axes.set_title("Sample images by class", loc="left", color=palette.ink, fontsize=10, fontweight="bold")
+    title = "Sample images by class"
+    if len(shown) < len(classes):
+        title = f"Sample images of {len(shown)} of {len(classes):,} classes"
+    axes.set_title(title, loc="left", color=palette.ink, fontsize=10, fontweight="bold")
     return figure
 
 
@@ -118,7 +123,8 @@ def confusion_matrix(counts: np.ndarray, classes: Sequence[str], *, theme: Theme
     palette = PALETTES[theme]
     total = counts.sum(axis=1, keepdims=True)
     shares = np.divide(counts, total, out=np.zeros(counts.shape), where=total > 0)
-    cell = float(np.clip(8 / len(classes), 0.12, 0.5))  # inches
+    # In inches. With more than 300 classes the names get too small to read, but the picture no larger.
+    cell = min(float(np.clip(8 / len(classes), 0.12, 0.5)), 36 / len(classes))
     side = max(4.0, 1.6 + cell * len(classes))
     figure, axes = _figure(theme, "Confusion matrix", "Predicted class", "Actual class", size=(side + 0.8, side))
     # The square root brings out the few per cent of a frequent mistake beside a diagonal near 100.

@@ -117,7 +117,7 @@ def scan(folder: Path) -> Listing:
         OSError: it cannot be read.
     """
     if not folder.is_dir():
-        raise UserError("no such folder")
+        raise UserError(f"no such folder ({folder})")
     inside = _folders(folder)
     if not SPLITS.issubset(inside):
         return _listed(folder, {"train": Path()})

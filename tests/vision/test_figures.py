@@ -196,3 +196,16 @@ def test_svg_is_small_wellformed_the_same_each_time_and_escapes_names() -> None:
 )
 def test_evenly(total: int, wanted: int, expected: list[int]) -> None:
     assert figures.evenly(total, wanted).tolist() == expected
+
+
+def test_a_thousand_classes_fit_in_pictures() -> None:
+    names = [f"class {number}" for number in range(1000)]
+    labels = np.arange(1000)
+    grid = figures.sample_grid(np.zeros((1000, 96, 96, 3), np.uint8), labels, names, per_class=1)
+    (axes,) = grid.axes
+    assert axes.get_title("left") == "Sample images of 200 of 1,000 classes"
+    shown = [text.get_text() for text in axes.get_yticklabels()]
+    assert len(shown) == 200
+    assert (shown[0], shown[-1]) == ("class 0", "class 999")
+    matrix = figures.confusion_matrix(np.eye(1000, dtype=int), names)
+    assert max(matrix.get_size_inches()) <= 40

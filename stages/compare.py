@@ -1,0 +1,126 @@
+"""Compare the experiments of the current commit: those that differ in seed and fold alone are one line of the table.
+
+    python stages/compare.py
+    python stages/compare.py --metric val_loss --metric accuracy
+
+A figure is the mean and the sample standard deviation (n - 1) over the experiments of the line.
+"""
+
+import argparse
+import statistics
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import dvc.api
+from dvc.exceptions import DvcException
+from pydantic import BaseModel
+
+from vision.params import Params
+from vision.stage import ROOT, UserError
+
+METRICS = ["val_accuracy", "accuracy"]
+"""Of metrics/train.json and metrics/test.json."""
+REPEATED = {"seed", "preprocess.fold"}
+UNFINISHED = {"Failed", "Queued", "Running"}
+
+Row = dict[str, Any]
+"""What `dvc.api.exp_show` says of an experiment: its name, state, parameters and metrics, by column."""
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description="means and standard deviations of experiments over seeds and folds")
+    parser.add_argument("--metric", action="append", help="what to compare, as often as you like", metavar="NAME")
+    wanted = parser.parse_args().metric or METRICS
+
+    # First comes the workspace, then the commit that the experiments started from.
+    try:
+        workspace, baseline, *experiments = dvc.api.exp_show(repo=str(ROOT))
+    except DvcException as error:
+        raise UserError(str(error)) from None
+    experiments = experiments or [workspace]
+    finished, left_out = [], Counter[str]()
+    seen = set()
+    for row in experiments:  # the newest first
+        values = tuple(row.get(name) for name in parameters())
+        if row["State"] in UNFINISHED:
+            left_out[row["State"].lower()] += 1
+        elif values in seen:
+            left_out["run again with the same parameters"] += 1
+        else:
+            seen.add(values)
+            finished.append(row)
+
+    columns = [column(name, finished) for name in wanted]
+    lines = [["experiments", "n", *wanted]]
+    for title, rows in sorted(grouped(finished, baseline).items()):
+        lines.append([title or "default", str(len(rows)), *(spread(rows, name) for name in columns)])
+    print(aligned(lines))
+    if left_out:
+        print("not counted: " + ", ".join(f"{count} {why}" for why, count in left_out.items()))
+
+
+def column(metric: str, rows: Sequence[Row]) -> str:
+    """The column that a metric is in: its name, after that of its file where other files have the same name too.
+
+    Raises:
+        UserError: there are experiments, but none has it, or more than one file has.
+    """
+    found = sorted({name for row in rows for name in row if name == metric or name.endswith(f":{metric}")})
+    if len(found) > 1:
+        raise UserError(f"--metric {metric}: is in several files; say which: {', '.join(found)}")
+    if rows and not found:
+        raise UserError(f"--metric {metric}: no experiment has it; `dvc metrics show` lists what there is")
+    return found[0] if found else metric
+
+
+def grouped(rows: Sequence[Row], baseline: Row) -> dict[str, list[Row]]:
+    """The experiments by what they changed in the baseline's parameters, other than the seed and the fold."""
+    names = [name for name in parameters() if name not in REPEATED]
+    groups = defaultdict(list)
+    for row in rows:
+        changed = [f"{name}={plain(row.get(name))}" for name in names if row.get(name) != baseline.get(name)]
+        groups[" ".join(changed)].append(row)
+    return groups
+
+
+def parameters(section: type[BaseModel] = Params, prefix: str = "") -> list[str]:
+    """The names of all parameters, as DVC writes them: `seed`, `train.lr`."""
+    names = []
+    for key, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            names += parameters(field.annotation, f"{prefix}{key}.")
+        else:
+            names.append(f"{prefix}{key}")
+    return names
+
+
+def plain(value: object) -> str:
+    """A parameter as it stands in params.yaml; DVC has made a float of every number and text of null."""
+    if isinstance(value, float):
+        return f"{value:.10g}"
+    return "null" if value in (None, "None") else str(value)
+
+
+def spread(rows: Sequence[Row], name: str) -> str:
+    """Mean and sample standard deviation of a metric; `-` where no experiment has it."""
+    values = [row[name] for row in rows if isinstance(row.get(name), float)]
+    if not values:
+        return "-"
+    mean = f"{statistics.mean(values):.4f}"
+    return f"{mean} ± {statistics.stdev(values):.4f}" if len(values) > 1 else mean
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> str:
+    """A table of text, its columns as wide as their widest cells."""
+    widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"compare: {error}")

@@ -1,0 +1,77 @@
+"""Experiments over folds, run and recorded by the real DVC, and the table that sums them up."""
+
+import json
+import re
+import statistics
+from pathlib import Path
+
+import pytest
+from project import Project, clone
+
+FOLDS = ["-S", "preprocess.folds=2", "-S", "preprocess.fold=range(2)"]
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A clone with two folds that ran, one experiment that failed and one that waits."""
+    made = clone(tmp_path_factory.mktemp("compare"))
+    made.set(train={"epochs": 1}, tracking={"enabled": False})
+    made.commit("one epoch")
+    made.run("dvc", "exp", "run", "--queue", *FOLDS)
+    made.run("dvc", "exp", "run", "--queue", "-S", "train.lr=-1")
+    made.run("dvc", "exp", "run", "--run-all")
+    made.run("dvc", "exp", "run", "--queue", "-S", "seed=1")
+    return made
+
+
+def compare(project: Project, *arguments: str, status: int = 0) -> list[str]:
+    return project.run("python", "stages/compare.py", *arguments, status=status).splitlines()
+
+
+def recorded(project: Project, file: str, metric: str) -> list[float]:
+    """The metric in the files that DVC committed for each experiment that it ran to the end."""
+    revisions = project.run("dvc", "exp", "list", "--sha-only").split()
+    texts = [project.run("git", "show", f"{revision}:{file}") for revision in revisions]
+    return [json.loads(text)[metric] for text in texts]
+
+
+def cell(values: list[float]) -> str:
+    return f"{statistics.fmean(values):.4f} ± {statistics.stdev(values):.4f}"
+
+
+def test_folds_are_one_line_with_the_figures_of_the_metrics_files(project: Project) -> None:
+    validated = recorded(project, "metrics/train.json", "val_accuracy")
+    tested = recorded(project, "metrics/test.json", "accuracy")
+    assert (len(validated), len(tested)) == (2, 2)
+    head, folds, last = compare(project)
+    assert re.split(r"\s{2,}", head) == ["experiments", "n", "val_accuracy", "accuracy"]
+    assert re.split(r"\s{2,}", folds) == ["preprocess.folds=2", "2", cell(validated), cell(tested)]
+    assert head.index(" n ") == folds.index(" 2 ")
+    assert last == "not counted: 1 queued, 1 failed"
+
+
+def test_any_metric_can_be_asked_for(project: Project) -> None:
+    _, folds, _ = compare(project, "--metric", "val_loss", "--metric", "metrics/test.json:seconds")
+    losses, seconds = (
+        recorded(project, "metrics/train.json", "val_loss"),
+        recorded(project, "metrics/test.json", "seconds"),
+    )
+    assert re.split(r"\s{2,}", folds)[2:] == [cell(losses), cell(seconds)]
+    (line,) = compare(project, "--metric", "val_los", status=1)
+    assert line == "compare: --metric val_los: no experiment has it; `dvc metrics show` lists what there is"
+    (line,) = compare(project, "--metric", "seconds", status=1)
+    assert line.endswith("in several files; say which: metrics/test.json:seconds, metrics/train.json:seconds")
+
+
+def test_an_experiment_that_ran_twice_counts_once(project: Project) -> None:
+    before = compare(project)[1]
+    project.run("dvc", "exp", "run", "--temp", "-n", "again", "-S", "preprocess.folds=2", "-S", "preprocess.fold=1")
+    assert compare(project)[1:] == [before, "not counted: 1 run again with the same parameters, 1 queued, 1 failed"]
+
+
+def test_without_experiments_the_workspace_is_shown(tmp_path: Path) -> None:
+    alone = clone(tmp_path)
+    for name, metric in (("train", "val_accuracy"), ("test", "accuracy")):
+        (alone.root / f"metrics/{name}.json").write_text(f'{{"{metric}": 0.5}}')
+    _, line = compare(alone)
+    assert line.split() == ["default", "1", "0.5000", "0.5000"]

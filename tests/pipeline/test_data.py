@@ -1,0 +1,65 @@
+"""Other data than CIFAR-10 through the whole pipeline: nothing but parameters changes."""
+
+import html
+from pathlib import Path
+
+import numpy as np
+from official_formats import CIFAR100_CLASSES, make_set, write_cifar100_archive, write_cifar100_checksums
+from PIL import Image
+from project import Project, clone
+
+ODD = ["<script>alert(1)<script>", "actual", "a, b & 'c' \"d\"", "Ünï 雪 🐈", "$x_1$ {{ y }}"]
+
+
+def run(project: Project, **parameters: str) -> None:
+    options = [word for name, value in parameters.items() for word in ("-S", f"{name.replace('__', '.')}={value}")]
+    project.run("dvc", "exp", "run", "-S", "train.epochs=2", *options)
+
+
+def test_a_folder_whose_classes_have_odd_names(tmp_path: Path) -> None:
+    project = clone(tmp_path)
+    colours = np.random.default_rng(1).integers(0, 256, (len(ODD), 3))
+    for label, name in enumerate(ODD):
+        for number in range(25):
+            path = tmp_path / f"photos/{name}/{number}.{('png', 'jpg')[number % 2]}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            noise = np.random.default_rng(number).normal(0, 30, (40 + number, 60, 3))
+            Image.fromarray((colours[label] + noise).clip(0, 255).astype(np.uint8)).save(path)
+    run(
+        project,
+        download__dataset="folder",
+        download__source="../photos",
+        preprocess__image_size="24",
+        train__batch_size="10",
+    )
+    assert project.json("data/processed/stats.json")["image_shape"] == [24, 24, 3]
+    dataset = project.json("metrics/dataset.json")
+    assert dataset["by_class"] == {name: {"train": 18, "val": 2, "test": 5} for name in sorted(ODD)}
+    assert project.json("metrics/test.json")["accuracy"] > 0.5, "the classes are easy to tell apart"
+    assert {row["actual"] for row in project.table("data/predictions/test.csv")} == set(ODD)
+    page = (project.root / "report/index.html").read_text()
+    assert "<script" not in page
+    for name in ODD:
+        assert f'<th scope="row">{html.escape(name).replace("&#x27;", "&#39;").replace("&quot;", "&#34;")}</th>' in page
+    assert "Data and pipelines are up to date." in project.run("dvc", "status")
+
+    # DVC keeps the images themselves, and the folder is read again when it is asked to.
+    assert len(list(project.root.glob("data/raw/train/*/*"))) == 125
+    Image.new("RGB", (30, 30), "red").save(tmp_path / "photos/actual/another.png")
+    project.run("dvc", "repro", "--force", "--single-item", "download")
+    assert "data/raw" in project.run("dvc", "status")
+
+
+def test_cifar_100(tmp_path: Path) -> None:
+    project = clone(tmp_path)
+    data = make_set(n_train=1000, n_test=200, classes=100)
+    write_cifar100_archive(tmp_path / "cifar-100-python.tar.gz", data)
+    write_cifar100_checksums(project.root / "stages/vision/cifar100.md5", data)
+    run(project, download__dataset="cifar100", download__source=str(tmp_path / "cifar-100-python.tar.gz"))
+    assert project.json("models/model.json")["classes"] == list(CIFAR100_CLASSES)
+    test = project.json("metrics/test.json")
+    assert test["top5_accuracy"] > 0.1, "twice what guessing reaches"
+    assert len(project.table("metrics/confusion_matrix.csv")) == 100
+    page = (project.root / "report/index.html").read_text()
+    assert f"{test['accuracy']:.2%}" in page
+    assert all(f'<th scope="row">{name}</th>' in page for name in CIFAR100_CLASSES)
