@@ -47,12 +47,13 @@ def save(directory: Path, model: models.Classifier, description: Description) ->
     write_json(directory / "model.json", asdict(description))
 
 
-def load(directory: Path) -> tuple[models.Classifier, Description]:
+def load(directory: str | Path) -> tuple[models.Classifier, Description]:
     """Read what `save` wrote: the model, on the CPU and in evaluation mode, and its description.
 
     Raises:
         UserError: a file is missing or damaged, the two do not belong together, or a weight is not finite.
     """
+    directory = Path(directory)
     path = directory / "model.pt"
     try:
         description = Description(**read_json(directory / "model.json"))

@@ -33,7 +33,7 @@ def images() -> torch.Tensor:
 
 def test_a_saved_model_comes_back_with_its_description(tmp_path: Path) -> None:
     logits = saved(tmp_path)
-    model, description = weights.load(tmp_path)
+    model, description = weights.load(str(tmp_path))
     assert description == DESCRIPTION
     assert not model.training
     assert torch.equal(model(images()), logits)
