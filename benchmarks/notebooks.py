@@ -4,9 +4,10 @@
     python benchmarks/notebooks.py tutorial --epochs 1  # one of them, cut short
 
 The author's way is the loop of PyTorch's tutorial over a DataLoader with torchvision's transforms an image, in fp32;
-ours is the loop of the pipeline. Network, batch size, optimiser, learning rate and augmentation are those of the recipe
-for both. They run in turn, each in a process of its own; after each epoch the test images are scored, which the seconds
-leave out. Needs `data/raw` (`dvc repro download` makes it).
+ours is the loop of the pipeline, in the recipe's precision. Both are on the CPU. Network, batch size, optimiser, learning
+rate and kinds of augmentation are the recipe's for both; what leaves the image when it is shifted or rotated is black
+there and reflected here. They run in turn, each in a process of its own; after each epoch the test images are scored,
+which the seconds leave out. Needs `data/raw` (`dvc repro download` makes it).
 """
 
 import argparse
@@ -112,6 +113,7 @@ def ours(name: str, given: Settings, images: np.ndarray, labels: np.ndarray, on_
 def run_one(way: str, name: str, data: Path, epochs: int | None) -> None:
     """Train one recipe one way; print a line of JSON an epoch."""
     given = settings(ROOT / "params.yaml", ROOT / "recipes" / name)
+    given["train"]["device"] = "cpu"
     if epochs:
         given["train"]["epochs"] = min(epochs, given["train"]["epochs"])
     images, labels, test_images, test_labels = (

@@ -114,7 +114,7 @@ def our_runs(
                 kept.compile(mode="max-autotune-no-cudagraphs", dynamic=False)
             kept.load_state_dict(model.state_dict())
             model = kept
-        model.initialize_from(train.images[:5000])
+        model.initialize_from(train.images)
         nothing = Examples(train.images[:0], train.labels[:0])
         fitted = fit.fit(model, train, nothing, fit.Settings(seed=seed, dtype=dtype, freeze=0, **train_settings))
         one_view = infer.predict(model, test.images, evaluate["batch_size"], dtype)

@@ -1,6 +1,6 @@
 """Fit the network to the training split and keep the best weights by validation; the run is recorded in MLflow."""
 
-from vision.stage import ROOT, UserError, run_stage
+from vision.stage import ROOT, UserError, out_of_memory, run_stage
 
 # isort: split
 # What follows takes seconds to import; vision.stage stands before it so that Ctrl-C is one line even then.
@@ -15,7 +15,7 @@ from vision.arrays import Stats
 from vision.augment import shrunk
 from vision.batches import Examples
 from vision.device import choose, environment, keep_freed_memory
-from vision.params import Model, Params, load_params
+from vision.params import Params, load_params
 from vision.progress import bar
 
 Row = dict[str, float | None]
@@ -37,13 +37,13 @@ def main() -> None:
     train, val = (examples(name, device) for name in ("train", "val"))
     if params.train.patience is not None and not len(val.labels):
         raise UserError(
-            "params.yaml: train.patience: watches the validation loss, but there are no validation images; "
+            "params.yaml: train.patience: watches the validation figures, but there are no validation images; "
             "set it to null, or preprocess.val_fraction higher"
         )
     torch.manual_seed(params.seed)
-    model, description = network(params.model, stats)
+    model, description = network(params, stats)
     model.to(device)
-    model.initialize_from(train.images[:5000])
+    model.initialize_from(train.images)
     if params.model.weights is not None:
         transfer.start_from(model, params.model.name, params.model.weights)
     prepared = time.perf_counter() - started
@@ -99,8 +99,9 @@ def main() -> None:
     )
 
 
-def network(settings: Model, stats: Stats) -> tuple[models.Classifier, weights.Description]:
+def network(params: Params, stats: Stats) -> tuple[models.Classifier, weights.Description]:
     """Make the network for this data, its weights random, and its description."""
+    settings = params.model
     image_size = settings.image_size
     if image_size is None and settings.weights == transfer.PRETRAINED:
         image_size = transfer.pretrained_size(settings.name)
@@ -114,16 +115,24 @@ def network(settings: Model, stats: Stats) -> tuple[models.Classifier, weights.D
         image_size=image_size,
     )
     try:
-        return weights.build(description), description
+        model = weights.build(description)
     except ValueError as error:
         raise UserError(f"params.yaml: {error}") from None
+    if params.train.optimizer == "muon" and not model.normalizes:
+        raise UserError(
+            "params.yaml: train.optimizer: muon keeps the filters at one norm, so it is for networks that normalise "
+            f"after them, and {settings.name} does not; choose sgd, adam or adamw, with a train.lr for it"
+        )
+    return model, description
 
 
 def check(model: models.Classifier, image: torch.Tensor, scale: float) -> None:
     """Refuse images, shrunk to `scale`, that the network is too deep for or not made for."""
     try:
         speed.training_flops(model, image)
-    except RuntimeError as error:
+    except (RuntimeError, AssertionError) as error:  # a vision transformer asserts
+        if out_of_memory(error):
+            raise
         height, width = image.shape[1:3]
         raise UserError(
             f"params.yaml: train.image_scales: the network cannot take images of {height}x{width} pixels, {scale:g} of "

@@ -10,6 +10,7 @@ from typing import Literal, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from vision.augment import Augment, Cutout, Flip, shrunk
@@ -195,14 +196,16 @@ def fit(
             if selecting:
                 losses[numbers] = each.detach()
             lr = max(lr, made[0].param_groups[0]["lr"])
+            moving = [optimizer for optimizer in made if _has_gradients(optimizer)]  # the others are frozen
             if settings.clip_norm is not None:
-                for optimizer in made:
+                for optimizer in moving:
                     scaler.unscale_(optimizer)
                 nn.utils.clip_grad_norm_(trained, settings.clip_norm)
-            for optimizer, going in zip(made, schedules, strict=True):
+            for optimizer in moving:
                 scaler.step(optimizer)
-                going.step()
                 optimizer.zero_grad(set_to_none=True)
+            for going in schedules:
+                going.step()
             scaler.update()
             if average is not None:
                 average.update_parameters(model)
@@ -227,7 +230,7 @@ def fit(
         score = _score(history[-1], settings.keep)
         if score > best_score:
             best_score, best_epoch, best_weights = score, epoch, _copied(kept)
-        elif settings.patience is not None and epoch - best_epoch >= settings.patience:
+        elif settings.patience is not None and epoch - max(best_epoch, settings.freeze) >= settings.patience:
             break
     model.load_state_dict(best_weights)
     return Fitted(history, best_epoch, stopped_early=len(history) < settings.epochs)
@@ -238,10 +241,15 @@ def _freeze(model: nn.Module, trained: Sequence[nn.Parameter], frozen: bool) -> 
     for p in trained:
         p.requires_grad_(not frozen)
     if frozen:
-        model.eval()
-        head = cast(nn.Module, model.head).train()
-        for p in head.parameters():
+        for p in cast(nn.Module, model.head).parameters():
             p.requires_grad_(True)
+        for module in model.modules():
+            if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)):
+                module.eval()
+
+
+def _has_gradients(optimizer: Optimizer) -> bool:
+    return any(p.grad is not None for group in optimizer.param_groups for p in group["params"])
 
 
 def _score(epoch: Epoch, keep: str) -> float:

@@ -15,6 +15,7 @@ from vision.images import SUFFIXES, decode, in_threads
 from vision.stage import ROOT, UserError
 
 SPLITS = {"train", "test"}
+_LIKE_SPLITS = {*SPLITS, "training", "testing", "val", "valid", "validation"}
 _NAMED = 10  # files, or classes, that a message names
 
 
@@ -96,7 +97,8 @@ def read_raw(directory: Path) -> tuple[Files, Files | None, list[str]]:
         UserError: something is missing in it.
     """
     try:
-        listing = _listed(directory, {split: Path(split) for split in _folders(directory)})
+        # DVC may have put links into its cache here: `cache.type symlink`.
+        listing = _listed(directory, {split: Path(split) for split in _folders(directory)}, links=True)
     except UserError as error:
         raise UserError(f"{directory}: {error}; `dvc repro -f download` makes it anew") from None
     numbers = {name: number for number, name in enumerate(listing.classes)}
@@ -120,13 +122,18 @@ def scan(folder: Path) -> Listing:
         raise UserError(f"no such folder ({folder})")
     inside = _folders(folder)
     if not SPLITS.issubset(inside):
+        if len(inside) > 1 and all(name.lower() in _LIKE_SPLITS for name in inside):
+            raise UserError(
+                f"has the folders {_some(inside)}, which are no classes; expected train and test, or classes"
+            )
         return _listed(folder, {"train": Path()})
     if others := [name for name in inside if name not in SPLITS]:
         raise UserError(f"has folders beside train and test ({_some(others)}); expected those two alone")
     return _listed(folder, {"train": Path("train"), "test": Path("test")})
 
 
-def _listed(folder: Path, places: Mapping[str, Path]) -> Listing:
+def _listed(folder: Path, places: Mapping[str, Path], links: bool = False) -> Listing:
+    """List the images of all places; symbolic links among them are refused unless `links`."""
     classes = sorted({name for place in places.values() for name in _folders(folder / place)})
     if len(classes) < 2:
         raise UserError(f"has {len(classes)} class folders; expected a sub-folder for each of at least two classes")
@@ -134,7 +141,7 @@ def _listed(folder: Path, places: Mapping[str, Path]) -> Listing:
         raise UserError(f"has {len(classes):,} class folders, more than {2**16:,}")
     images, skipped = {}, []
     for split, place in places.items():
-        images[split], others = _walk(folder / place)
+        images[split], others = _walk(folder / place, links)
         skipped += [place / path for path in others]
         if empty := sorted(set(classes) - {path.parts[0] for path in images[split]}):
             raise UserError(f"has no images in {_some([place / name for name in empty])}")
@@ -149,7 +156,7 @@ def _folders(folder: Path) -> list[str]:
     return sorted(path.name for path in found)
 
 
-def _walk(folder: Path) -> tuple[list[Path], list[Path]]:
+def _walk(folder: Path, links: bool) -> tuple[list[Path], list[Path]]:
     """All images in sub-folders, and all other files, by their path in `folder`; without what is hidden."""
 
     def stop(error: OSError) -> NoReturn:
@@ -165,7 +172,8 @@ def _walk(folder: Path) -> tuple[list[Path], list[Path]]:
             if path.suffix.lower() not in SUFFIXES or len(inside.parts) == 1:
                 others.append(inside)
                 continue
-            _refuse_link(path, folder)
+            if not links:
+                _refuse_link(path, folder)
             if not path.is_file():
                 raise UserError(f"{inside} is a special file; remove it")
             if any(unicodedata.category(character) in ("Cc", "Cs") for character in str(inside)):

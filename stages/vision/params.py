@@ -70,10 +70,9 @@ class Preprocess(Section):
     @classmethod
     def _one_of_the_folds(cls, fold: int, info: ValidationInfo) -> int:
         folds = info.data.get("folds")
-        if folds is not None and fold >= folds:
-            raise PydanticCustomError(
-                "fold", "Input should be less than preprocess.folds, which is {folds}", {"folds": folds}
-            )
+        if fold >= (folds or 1):
+            context = {"folds": "null" if folds is None else folds}
+            raise PydanticCustomError("fold", "Input should be less than preprocess.folds, which is {folds}", context)
         return fold
 
 
@@ -148,6 +147,13 @@ class Train(Section):
     ema: Annotated[float, Field(gt=0, lt=1)] | None
     keep: Literal["val_loss", "val_accuracy", "last"]
     patience: Count | None
+
+    @field_validator("patience")
+    @classmethod
+    def _there_is_a_best_epoch(cls, patience: int | None, info: ValidationInfo) -> int | None:
+        if patience is not None and info.data.get("keep") == "last":
+            raise PydanticCustomError("patience", "Input should be null where train.keep is last")
+        return patience
 
 
 class Evaluate(Section):

@@ -74,11 +74,17 @@ def split_rows(
         train, val = _stratified(rows, labels, round(val_fraction * len(rows)), seed, "preprocess.val_fraction")
     else:
         train, val = _fold(rows, labels, folds, fold, seed)
-    if missing := set(labels.tolist()) - set(labels[train].tolist()):
-        raise UserError(f"params.yaml: preprocess.val_fraction: leaves class {min(missing)} without a training image")
+    _check_that_all_are_left(labels, rows, "preprocess.test_fraction")
+    _check_that_all_are_left(labels, train, "preprocess.val_fraction")
     if train_limit is not None and train_limit < len(train):
         _, train = _stratified(train, labels, train_limit, seed, "preprocess.train_limit")
+        _check_that_all_are_left(labels, train, "preprocess.train_limit")
     return np.sort(train), np.sort(val), np.sort(test)
+
+
+def _check_that_all_are_left(labels: np.ndarray, rows: np.ndarray, parameter: str) -> None:
+    if missing := set(labels.tolist()) - set(labels[rows].tolist()):
+        raise UserError(f"params.yaml: {parameter}: leaves class {min(missing)} without a training image")
 
 
 def _fold(rows: np.ndarray, labels: np.ndarray, folds: int, fold: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -37,8 +37,7 @@ def run_stage(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         _fail(name, "interrupted; `dvc repro` begins this stage anew", status=130)
     except (MemoryError, RuntimeError) as error:
-        # torch has a class of its own for this on a GPU, and none on a CPU.
-        if not isinstance(error, MemoryError) and not re.search(r"out of memory|allocate memory", str(error)):
+        if not out_of_memory(error):
             raise
         _fail(name, "out of memory; lower train.batch_size or evaluate.batch_size in params.yaml", status=1)
     except OSError as error:
@@ -47,6 +46,11 @@ def run_stage(main: Callable[[], None]) -> None:
         _fail(name, f"{error.filename or 'system'}: {error.strerror}", status=1)
     seconds = time.perf_counter() - started
     print(f"{name}: done in {seconds:.1f} s, peak memory {peak_memory() / 2**20:,.0f} MiB", flush=True)
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory ran out; torch has a class of its own for this on a GPU, and none on a CPU."""
+    return isinstance(error, MemoryError) or re.search(r"out of memory|allocate memory", str(error)) is not None
 
 
 def _excepthook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -74,6 +74,9 @@ def resumed_run(settings: Tracking, record: Mapping[str, Any]) -> Iterator[Run]:
         UserError: the MLflow store cannot be used, or stops answering.
     """
     folder = record["tensorboard"] if settings.tensorboard else None
+    if settings.tensorboard and folder is None:
+        lack = "the model was trained without tracking.tensorboard; nothing is written"
+        print(f"TensorBoard: {lack} (`dvc repro -f train`)", file=sys.stderr, flush=True)
     with (
         _resumed_mlflow_run(settings, record["mlflow"]) as run,
         events.beside(run, _main_root(), folder) as both,

@@ -1,8 +1,9 @@
 """Weights to begin with that were trained on other data: torchvision's own, or a state dict on disk."""
 
+import pickle
+import re
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
 
 from torch import Tensor
 
@@ -17,7 +18,7 @@ def start_from(model: Classifier, name: str, source: str) -> None:
     """Give a model the weights of `source`, all but those of its last layer, which stays as it is: new.
 
     Args:
-        model: of the family or torchvision network `name`, on the CPU.
+        model: of the family or torchvision network `name`.
         source: "pretrained", for what torchvision offers for `name`, or the path of a state dict, relative to the
             checkout: that of torchvision's network, or a models/model.pt of this pipeline.
 
@@ -31,15 +32,21 @@ def start_from(model: Classifier, name: str, source: str) -> None:
         try:
             state = read_state(ROOT / Path(source).expanduser())
         except FileNotFoundError:
-            raise UserError(f"{where}: not found (looked for {ROOT / Path(source).expanduser()})") from None
+            raise UserError(
+                f"{where}: not found (looked for {ROOT / Path(source).expanduser()}; if it is what this stage made "
+                "before, copy it to another folder first: DVC removes a stage's outputs before it runs)"
+            ) from None
         except UserError as error:
             raise UserError(f"{where}: {error}") from None
     # A model.pt of this pipeline holds the network and its normalisation; the latter belongs to the data.
-    found = {key.removeprefix("network."): value for key, value in state.items()}
+    # DenseNets of torchvision are stored with older names.
+    found = {re.sub(r"\b(norm|conv)\.([12])\.", r"\1\2.", key.removeprefix("network.")): state[key] for key in state}
     wanted = model.network.state_dict()
     head = next(prefix for prefix, module in model.network.named_modules() if module is model.head)
     backbone = {key: value for key, value in wanted.items() if not key.startswith(f"{head}.")}
     for key, value in backbone.items():
+        if key.endswith("num_batches_tracked"):  # what was stored by early versions of torch lacks it
+            found.setdefault(key, value)
         if key not in found:
             raise UserError(f"{where}: does not fit {name}: {key} is missing")
         if found[key].shape != value.shape:
@@ -56,11 +63,11 @@ def pretrained_size(name: str) -> int:
 def _downloaded(name: str, where: str) -> dict[str, Tensor]:
     offered = _offered(name)
     try:
-        return offered.get_state_dict(progress=True, check_hash=True)
-    except (URLError, OSError, RuntimeError) as error:
+        return offered.get_state_dict(progress=True, check_hash=True, weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         reason = getattr(error, "reason", None) or error
         raise UserError(
-            f"{where}: cannot be downloaded ({reason}); get {offered.url} elsewhere and write its path in place of "
+            f"{where}: cannot be downloaded or read ({reason}); get {offered.url} elsewhere and write its path in place of "
             f"{PRETRAINED}"
         ) from None
 

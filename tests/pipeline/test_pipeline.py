@@ -165,7 +165,7 @@ def test_a_mistake_in_params_stops_before_anything_is_done(project: Project) -> 
 
 
 def test_a_training_that_diverges_says_so_and_fails_its_run(project: Project) -> None:
-    command = ["-S", "train.optimizer=sgd", "-S", "train.lr=1e30", "-S", "train.other_lr=1e30"]
+    command = ["-S", "train.optimizer=sgd", "-S", "train.lr=1e30"]
     output = project.run("dvc", "exp", "run", *command, status=255)
     assert "train: training loss in epoch 1" in output
     assert "lower train.lr" in output
@@ -213,6 +213,50 @@ def test_a_model_of_some_classes_is_where_one_of_others_begins(project: Project)
     assert all(torch.equal(first[name], second[name]) for name in body), "the last layer alone was trained"
     newest, *_ = runs(project)
     assert newest.data.params["model.weights"] == str(weights)
+    project.run("git", "checkout", "--quiet", ".")
+    project.run("dvc", "checkout")
+
+
+def test_a_network_of_torchvision_trains_on_enlarged_images_and_is_logged(project: Project) -> None:
+    words = [
+        "model.name=shufflenet_v2_x0_5",
+        "model.torchvision.stem=standard",
+        "model.image_size=64",
+        "train.epochs=1",
+    ]
+    project.run("dvc", "exp", "run", "-n", "shuffle", *(word for setting in words for word in ("-S", setting)))
+    newest, *_ = runs(project)
+    assert newest.info.status == "FINISHED"
+    assert newest.outputs is not None
+    assert "model.plain.widths" not in newest.data.params
+    assert newest.data.params["model.torchvision.stem"] == "standard"
+    project.run("git", "checkout", "--quiet", ".")
+    project.run("dvc", "checkout")
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (["model.name=vit_b_32", "model.torchvision.stem=standard"], "the network cannot take images of 20x20 pixels"),
+        (["model.name=plain", "train.optimizer=sgd"], "the network cannot take images of 20x20 pixels, 0.625 of their"),
+        (
+            ["model.name=plain"],
+            "params.yaml: train.optimizer: muon keeps the filters at one norm, so it is for networks",
+        ),
+        (
+            ["model.name=resnet17"],
+            "params.yaml: model.name: 'resnet17' is no network of this project and none of torch",
+        ),
+        (["model.weights=models/model.pt"], "DVC removes a stage's outputs before it runs"),
+        (["train.keep=last", "train.patience=3"], "params.yaml: train.patience: must be null where train.keep is last"),
+        (["preprocess.fold=1"], "params.yaml: preprocess.fold: must be less than preprocess.folds, which is null"),
+    ],
+)
+def test_what_does_not_go_together_is_said_in_one_line(project: Project, settings: list[str], says: str) -> None:
+    words = [word for setting in settings for word in ("-S", setting)]
+    output = project.run("dvc", "exp", "run", *words, status=255)
+    assert says in output
+    assert "Traceback" not in output
     project.run("git", "checkout", "--quiet", ".")
     project.run("dvc", "checkout")
 

@@ -70,6 +70,7 @@ def network(train: Examples, seed: int = 0) -> models.Classifier:
         {"dtype": torch.bfloat16},
         {"dtype": torch.float16},
         {"dtype": torch.float16, "optimizer": "adam", "lr": 0.01, "clip_norm": 1.0},
+        {"dtype": torch.float16, "freeze": 1, "clip_norm": 1.0},
         {"optimizer": "sgd", "momentum": 0.9},
         {"optimizer": "adamw", "lr": 0.01, "schedule": "one_cycle"},
         {"ema": 0.5},
@@ -84,6 +85,7 @@ def network(train: Examples, seed: int = 0) -> models.Classifier:
         "bf16",
         "fp16",
         "fp16-clipped",
+        "fp16-frozen",
         "sgd",
         "adamw",
         "ema",
@@ -134,9 +136,7 @@ def test_the_history_says_what_the_model_does() -> None:
 
 def test_the_training_loss_is_the_smoothed_cross_entropy_of_the_epochs_images() -> None:
     train = striped(64, seed=1)
-    still = replace(
-        SETTINGS, epochs=1, batch_size=64, flip="none", crop_padding=0, optimizer="sgd", lr=1e-9, other_lr=1e-9
-    )
+    still = replace(SETTINGS, epochs=1, batch_size=64, flip="none", crop_padding=0, optimizer="sgd", lr=1e-9)
     model = network(train)
     with torch.no_grad():
         logits = network(train).train()(train.images)
@@ -177,6 +177,16 @@ def test_the_best_epochs_weights_are_kept_and_patience_ends_training() -> None:
     assert model.validations == 2
 
 
+def test_patience_begins_when_the_whole_network_trains() -> None:
+    train = striped(60, seed=1)
+    val = Examples(train.images, torch.zeros_like(train.labels))
+    model = Told([1, 2, 2, 2, 2, 2, 2, 2, 2, 2])
+    model.head = nn.Linear(1, 1)
+    settings = replace(SETTINGS, epochs=10, patience=2, freeze=4, optimizer="sgd", lr=1e-9)
+    fitted = fit.fit(model, train, val, settings)
+    assert (fitted.best_epoch, len(fitted.history)) == (1, 6)
+
+
 def test_without_a_validation_split_the_last_weights_are_kept() -> None:
     train = striped(300, seed=1)
     model = network(train)
@@ -194,7 +204,7 @@ def test_without_a_validation_split_the_last_weights_are_kept() -> None:
 
 def test_a_loss_that_is_not_finite_ends_training_with_the_place() -> None:
     train = striped(300, seed=1)
-    hopeless = replace(SETTINGS, optimizer="sgd", lr=1e30, other_lr=1e30)
+    hopeless = replace(SETTINGS, optimizer="sgd", lr=1e30)
     with pytest.raises(fit.Diverged, match="training loss in epoch 1"):
         fit.fit(network(train), train, EMPTY, hopeless)
 
@@ -248,7 +258,7 @@ class Knowing(Watching):
         return super().forward(images) + torch.stack([known, *[torch.zeros_like(known)] * 3], 1)
 
 
-STILL = replace(SETTINGS, flip="none", crop_padding=0, optimizer="sgd", lr=1e-9, other_lr=1e-9, label_smoothing=0.0)
+STILL = replace(SETTINGS, flip="none", crop_padding=0, optimizer="sgd", lr=1e-9, label_smoothing=0.0)
 
 
 def numbered(count: int) -> Examples:

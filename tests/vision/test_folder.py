@@ -1,4 +1,5 @@
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -89,6 +90,18 @@ def test_a_class_may_be_called_train(photos: Path) -> None:
     assert test is None
 
 
+def test_copies_that_dvc_has_linked_into_its_cache_are_read(photos: Path, tmp_path: Path) -> None:
+    folder.copy(str(photos), tmp_path / "raw", lambda line: None)
+    before, *_ = folder.read_raw(tmp_path / "raw")
+    for path in before.images:
+        cached = tmp_path / "cache" / "-".join(path.parts[-2:])
+        cached.parent.mkdir(exist_ok=True)
+        path.rename(cached)
+        path.symlink_to(cached)
+    after, *_ = folder.read_raw(tmp_path / "raw")
+    assert (after.images, after.labels.tolist()) == (before.images, before.labels.tolist())
+
+
 def test_images_come_mixed_and_always_the_same_way(tmp_path: Path) -> None:
     for number in range(40):
         write(tmp_path / f"photos/{'cat' if number < 20 else 'dog'}/{number}.png")
@@ -159,6 +172,15 @@ def linked_class(photos: Path) -> None:
     (photos / "dogs").symlink_to(photos / "dog")
 
 
+def other_splits(photos: Path) -> None:
+    classes = [path for path in photos.iterdir() if path.is_dir()]
+    for split in ("train", "Val"):
+        for path in classes:
+            shutil.copytree(path, photos / split / path.name)
+    for path in classes:
+        shutil.rmtree(path)
+
+
 def pipe(photos: Path) -> None:
     os.mkfifo(photos / "dog/2.png")
 
@@ -179,6 +201,7 @@ def not_utf_8(photos: Path) -> None:
         (no_class, "has 0 class folders; expected a sub-folder for each of at least two classes"),
         (third_split, "has folders beside train and test (Ümläut, & <b>); expected those two alone"),
         (no_test_images, "has no images in test/dog"),
+        (other_splits, "has the folders Val, train, which are no classes; expected train and test, or classes"),
         (link, "dog/2.png is a symbolic link, and those may lead anywhere; `cp -rL FOLDER COPY` makes a copy"),
         (linked_folder, "dog/loop is a symbolic link"),
         (linked_class, "dogs is a symbolic link"),

@@ -138,6 +138,7 @@ def test_the_small_stem_looks_at_small_images_in_full(name: str) -> None:
     last.register_forward_hook(lambda module, inputs, output: features.append(output.shape))
     model(pictures(2, 32, 32, 3))
     assert features[0][-1] == {"resnet18": 4, "vgg11_bn": 2}[name]  # the standard resnet18 has 1 there
+    assert sum(p.numel() for p in model.parameters()) < 12e6  # the standard vgg11_bn has 129 million
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "squeezenet1_1", "shufflenet_v2_x0_5", "googlenet"])

@@ -1,11 +1,13 @@
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vision.params import Params, load_params
+from vision import augment, device, infer, optim
+from vision.params import Evaluate, Params, Section, Train, load_params
 from vision.stage import ROOT, UserError
 
 TEXT = (ROOT / "params.yaml").read_text()
@@ -161,6 +163,21 @@ def test_a_file_that_is_no_such_mapping_is_refused_in_one_line(tmp_path: Path, t
 def test_a_missing_file_is_said(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not found"):
         load_params(tmp_path / "params.yaml")
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "known"),
+    [
+        (Train, "device", device.Device),
+        (Train, "precision", device.Precision),
+        (Train, "optimizer", optim.Name),
+        (Train, "schedule", optim.Schedule),
+        (Train, "flip", augment.Flip),
+        (Evaluate, "views", infer.Views),
+    ],
+)
+def test_the_schema_offers_what_the_core_knows(section: type[Section], key: str, known: object) -> None:
+    assert get_args(section.model_fields[key].annotation) == get_args(known)
 
 
 @given(st.floats(min_value=1e-12, max_value=1e12))

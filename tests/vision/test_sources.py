@@ -238,7 +238,6 @@ WRITER = """
 import sys
 from pathlib import Path
 from vision import formats, sources
-from vision.formats import CIFAR10, CIFAR100
 
 archive, checksums, cache = map(Path, sys.argv[1:])
 parts = formats.read_parts(formats.CIFAR10, archive)

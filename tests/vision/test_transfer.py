@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -51,9 +52,28 @@ def test_weights_that_cannot_be_downloaded_can_be_supplied(monkeypatch: pytest.M
     model = models.build("resnet18", {"stem": "standard"}, [32, 32, 3], 4, [0.5] * 3, [0.2] * 3)
     with pytest.raises(UserError) as error:
         transfer.start_from(model, "resnet18", "pretrained")
-    assert "params.yaml: model.weights: pretrained: cannot be downloaded (" in str(error.value)
+    assert "params.yaml: model.weights: pretrained: cannot be downloaded or read (" in str(error.value)
     assert "resnet18-f37072fd.pth elsewhere and write its path in place of pretrained" in str(error.value)
     assert not list(tmp_path.rglob("*.pth"))
+
+
+def test_the_older_forms_that_torchvision_offers_are_taken(tmp_path: Path) -> None:
+    """Without the counters of batches, and with the names that DenseNet's layers had before."""
+    torch.manual_seed(1)
+    source = models.build(
+        "densenet121", {"stem": "standard"}, [32, 32, 3], 4, [0.5] * 3, [0.2] * 3
+    ).network.state_dict()
+    older = {
+        re.sub(r"(denselayer\d+\.(?:norm|conv))([12])\.", r"\1.\2.", name): value
+        for name, value in source.items()
+        if not name.endswith("num_batches_tracked")
+    }
+    assert "features.denseblock1.denselayer1.norm.1.weight" in older
+    torch.save(older, tmp_path / "old.pth")
+    model = models.build("densenet121", {"stem": "standard"}, [32, 32, 3], 5, [0.5] * 3, [0.2] * 3)
+    transfer.start_from(model, "densenet121", str(tmp_path / "old.pth"))
+    for name, value in model.network.state_dict().items():
+        assert name.startswith("classifier") or torch.equal(value, source[name]), name
 
 
 @pytest.mark.parametrize(

@@ -48,11 +48,18 @@ class Classifier(nn.Module):
         """The last layer that has weights: it makes the logits."""
         return [module for module in self.network.modules() if isinstance(module, (nn.Linear, nn.Conv2d))][-1]
 
+    @property
+    def normalizes(self) -> bool:
+        """Whether the network has layers that normalise features."""
+        kinds = (nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm)
+        return any(isinstance(module, kinds) for module in self.network.modules())
+
     @torch.no_grad()
     def initialize_from(self, images: Tensor) -> None:
-        """Let a network whose first weights depend on the data see some training images, uint8 [N, H, W, C]."""
+        """Let a network whose first weights depend on the data see some of the training images, uint8 [N, H, W, C]."""
         if initialize := getattr(self.network, "initialize_from", None):
-            initialize(self.normalized(images))
+            pixels = self.zoom**2 * images.shape[1] * images.shape[2]
+            initialize(self.normalized(images[: max(1, int(5000 * 32 * 32 / pixels))]))
 
 
 def build(
