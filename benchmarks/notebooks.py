@@ -4,10 +4,10 @@
     python benchmarks/notebooks.py tutorial --epochs 1  # one of them, cut short
 
 The author's way is the loop of PyTorch's tutorial over a DataLoader with torchvision's transforms an image, in fp32;
-ours is the loop of the pipeline, in the recipe's precision. Both are on the CPU. Network, batch size, optimiser, learning
-rate and kinds of augmentation are the recipe's for both; what leaves the image when it is shifted or rotated is black
-there and reflected here. They run in turn, each in a process of its own; after each epoch the test images are scored,
-which the seconds leave out. Needs `data/raw` (`dvc repro download` makes it).
+ours is the loop of the pipeline, in the recipe's precision. Both are on the CPU. Network, batch size, optimiser,
+learning rate and kinds of augmentation are the recipe's for both; what comes in at the edges when an image is shifted
+or rotated is black there and reflected here. They run in turn, each in a process of its own; after each epoch the test
+images are scored, which the seconds leave out. Needs `data/raw` (`dvc repro download` makes it).
 """
 
 import argparse

@@ -67,8 +67,8 @@ def _downloaded(name: str, where: str) -> dict[str, Tensor]:
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         reason = getattr(error, "reason", None) or error
         raise UserError(
-            f"{where}: cannot be downloaded or read ({reason}); get {offered.url} elsewhere and write its path in place of "
-            f"{PRETRAINED}"
+            f"{where}: cannot be downloaded or read ({reason}); get {offered.url} elsewhere and write its path in "
+            f"place of {PRETRAINED}"
         ) from None
 
 

@@ -181,7 +181,7 @@ def test_patience_begins_when_the_whole_network_trains() -> None:
     train = striped(60, seed=1)
     val = Examples(train.images, torch.zeros_like(train.labels))
     model = Told([1, 2, 2, 2, 2, 2, 2, 2, 2, 2])
-    model.head = nn.Linear(1, 1)
+    model.head = nn.ParameterList([model.weight])
     settings = replace(SETTINGS, epochs=10, patience=2, freeze=4, optimizer="sgd", lr=1e-9)
     fitted = fit.fit(model, train, val, settings)
     assert (fitted.best_epoch, len(fitted.history)) == (1, 6)
