@@ -1,8 +1,13 @@
 """Settings of all tests."""
 
+import os
 import signal
 
 from hypothesis import settings
+
+# The workers divide the cores, for themselves and for what they start.
+workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
 
 # What is tested here does real work, whose time says nothing about a defect.
 settings.register_profile("no-deadline", deadline=None)
