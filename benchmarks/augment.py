@@ -7,8 +7,8 @@
 CPU time is told beside the clock's, as it says more where other programs compute as well; ours should have one thread
 then, as waiting counts.
 
-Both give shuffled batches of augmented images; normalisation, and on ours the copy to floats, is left to the model. The
-DataLoader has a worker a core, started before the clock, and its data in memory: it reads and decodes nothing. Random
+Both begin with bytes in memory and end with shuffled batches of normalised floats, as the network takes them. The
+DataLoader gets PIL images, as from torchvision's data sets, and has a worker a core, started before the clock. Random
 images stand in for the data: they cost the same.
 """
 
@@ -26,7 +26,8 @@ from typing import NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "stages"))
 
 import torch
-from torch import Tensor
+from PIL import Image
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, default_collate
 from torchvision.transforms import v2
 
@@ -35,9 +36,11 @@ from vision.batches import Examples, shuffled_batches
 from vision.color import ColorJitter
 from vision.device import choose, keep_freed_memory
 from vision.mix import Mix
+from vision.models import Classifier
 from vision.warp import Rotate
 
 SIZE, SHIFT, DEGREES, JITTER, SQUARE = 32, 2, 15, (0.2, 0.2, 0.2, 0.05), 8
+HALF = [0.5, 0.5, 0.5]
 
 EACH: dict[str, v2.Transform] = {
     "flip": v2.RandomHorizontalFlip(),
@@ -56,8 +59,8 @@ class Augmented(Dataset[tuple[Tensor, int]]):
     """Images and labels, the images transformed one by one."""
 
     def __init__(self, examples: Examples, transform: v2.Transform) -> None:
-        """Lay the images out as torchvision wants them, [N, C, H, W]."""
-        self.planes = examples.images.permute(0, 3, 1, 2).contiguous()
+        """Hold the images as torchvision's data sets do."""
+        self.images = examples.images.numpy()
         self.labels = examples.labels.tolist()
         self.transform = transform
 
@@ -66,8 +69,8 @@ class Augmented(Dataset[tuple[Tensor, int]]):
         return len(self.labels)
 
     def __getitem__(self, number: int) -> tuple[Tensor, int]:
-        """One image, uint8 [C, H, W], and its label."""
-        return self.transform(self.planes[number]), self.labels[number]
+        """One image, float32 [C, H, W], and its label."""
+        return self.transform(Image.fromarray(self.images[number])), self.labels[number]
 
 
 class Collate:
@@ -75,7 +78,7 @@ class Collate:
 
     def __init__(self, mixes: list[v2.Transform]) -> None:
         """Each batch gets one of `mixes`."""
-        self.mix = v2.Compose([v2.ToDtype(torch.float32), v2.RandomChoice(mixes)])
+        self.mix = v2.RandomChoice(mixes)
 
     def __call__(self, samples: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
         """Stack and mix."""
@@ -87,8 +90,9 @@ def theirs(kinds: set[str], examples: Examples, batch_size: int) -> Callable[[],
     """An epoch of a DataLoader, its workers started."""
     mixes = [transform for kind, transform in BATCH.items() if kind in kinds]
     transforms = [transform for kind, transform in EACH.items() if kind in kinds]
+    normalise = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(HALF, HALF)]
     loader = DataLoader(
-        Augmented(examples, v2.Compose(transforms or [v2.Identity()])),
+        Augmented(examples, v2.Compose([v2.ToImage(), *transforms, *normalise])),
         batch_size=batch_size,
         shuffle=True,
         drop_last=True,
@@ -118,9 +122,11 @@ def ours(kinds: set[str], examples: Examples, batch_size: int) -> Callable[[], N
     cutout = Cutout(SQUARE if "cutout" in kinds else 0, examples.images, generator)
     mix = Mix(float("mixup" in kinds), float("cutmix" in kinds), generator)
 
+    model = Classifier(nn.Identity(), HALF, HALF).to(device)
+
     def batches() -> Iterator[Tensor]:
         for images, labels, numbers in shuffled_batches(examples, everything, batch_size, generator):
-            yield mix(cutout(jitter(rotate(augment(images, numbers)))), labels).images
+            yield model.normalized(mix(cutout(jitter(rotate(augment(images, numbers)))), labels).images)
 
     def epoch() -> None:
         for _ in batches():

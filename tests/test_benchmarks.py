@@ -1,13 +1,16 @@
 """The benchmark scripts run, on data so small that their figures mean nothing."""
 
+import itertools
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import notebooks
 import numpy as np
 import pytest
 import speed
+import torch
 import yaml
 
 from vision.stage import ROOT
@@ -161,11 +164,28 @@ def test_step_prints_its_tables() -> None:
 def test_notebooks_prints_a_row_a_recipe_with_both_ways(data: Path) -> None:
     process = run("benchmarks/notebooks.py", "two_conv", "--data", str(data), "--epochs", "1", "--target", "0.05")
     (row,) = [cells for name, cells in rows(process).items() if name.startswith("`two_conv`, 1 epochs")]
-    *accuracies, _, _, theirs, ours, ratio = row
+    *accuracies, _, _, theirs, ours, ratio, to_the_same = row
     assert all(float(cell.rstrip("%")) > 30 for cell in accuracies), "brightness tells the classes apart"
     assert theirs != "never"
     assert ours != "never"
     assert float(ratio) > 0
+    assert to_the_same in (ratio, "never"), "there is one epoch"
+
+
+@pytest.mark.parametrize("name", notebooks.NOTEBOOKS)
+def test_the_authors_network_is_the_recipes(name: str) -> None:
+    given = speed.settings(ROOT / "params.yaml", ROOT / "recipes" / name)
+    ours = speed.network(given, notebooks.HALF, notebooks.HALF).eval()
+    theirs = notebooks.authors_network(given["model"]["plain"]).eval()
+    # A bias before batch normalisation, which ours leaves out, changes nothing.
+    with torch.no_grad():
+        for convolution, normalisation in itertools.pairwise(theirs):
+            if isinstance(normalisation, torch.nn.BatchNorm2d):
+                convolution.register_parameter("bias", None)
+    values = ours.network.state_dict().values()
+    theirs.load_state_dict(dict(zip(theirs.state_dict(), values, strict=True)))
+    images = torch.randint(0, 256, (4, 32, 32, 3), dtype=torch.uint8)
+    assert torch.allclose(ours(images), theirs(ours.normalized(images)), atol=1e-5)
 
 
 def test_notebooks_says_what_is_missing(tmp_path: Path) -> None:

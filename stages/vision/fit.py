@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from vision.augment import Augment, Cutout, Flip, shrunk
+from vision.average import Average
 from vision.batches import Examples, batches_per_epoch, shuffled_batches
 from vision.color import ColorJitter
 from vision.infer import autocast, predict
@@ -159,10 +159,8 @@ def fit(
     )
     schedules = [schedule(optimizer, settings.schedule, steps, settings.warmup) for optimizer in made]
     trained = [p for p in model.parameters() if p.requires_grad]
-    average: AveragedModel | None = None
-    if settings.ema is not None:
-        average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.ema), use_buffers=True)
-    kept = model if average is None else average.module
+    average = None if settings.ema is None else Average(model, settings.ema)
+    kept = model if average is None else average.model
     # Half-precision gradients of small values vanish without a scale; bf16 has the range of fp32 and needs none.
     scaler = torch.amp.GradScaler(device.type, enabled=settings.dtype == torch.float16)
     # The scaler leaves out steps whose gradients overflow, the first one perhaps; the schedule goes on all the same.
@@ -177,7 +175,7 @@ def fit(
     for epoch, planned in enumerate(plan, start=1):
         model.train()
         _freeze(model, trained, epoch <= settings.freeze)
-        meter = _Meter(device, on_progress, epoch, planned.steps, done / pixels, planned.pixels / pixels)
+        meter = _Meter(on_progress, epoch, planned.steps, done / pixels, planned.pixels / pixels)
         done += planned.pixels
         lr = 0.0
         if planned.scale != scale:
@@ -203,12 +201,13 @@ def fit(
                 nn.utils.clip_grad_norm_(trained, settings.clip_norm)
             for optimizer in moving:
                 scaler.step(optimizer)
-                optimizer.zero_grad(set_to_none=True)
+            for p in trained:
+                p.grad = None
             for going in schedules:
                 going.step()
             scaler.update()
             if average is not None:
-                average.update_parameters(model)
+                average.update()
             meter.add(loss, logits, labels)
         told = meter.tell()
         val_loss, val_accuracy = _validate(kept, val, settings) if len(val.labels) else (None, None)
@@ -298,11 +297,10 @@ def _validate(model: nn.Module, val: Examples, settings: Settings) -> tuple[floa
 
 
 class _Meter:
-    """Running loss and accuracy of an epoch, kept on the device: reading them makes a GPU wait, so seldom."""
+    """Running loss and accuracy of an epoch, summed up seldom: a GPU has to wait for that, and small batches add up."""
 
     def __init__(
         self,
-        device: torch.device,
         on_progress: Callable[[Progress], None],
         epoch: int,
         steps: int,
@@ -313,28 +311,32 @@ class _Meter:
         self.started = self.told = time.perf_counter()
         self.on_progress = on_progress
         self.epoch, self.steps, self.done, self.part = epoch, steps, done, part
-        self.step = self.images = 0
-        self.loss = torch.zeros((), device=device)
-        self.correct = torch.zeros((), device=device)
+        self.step = self.images = self.correct = 0
+        self.loss = 0.0
+        self.waiting: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
         self.step += 1
         self.images += len(labels)
-        self.loss += loss.detach() * len(labels)
-        self.correct += (logits.detach().argmax(1) == labels).sum()
+        self.waiting.append((loss.detach(), logits.detach(), labels))
         if time.perf_counter() - self.told > 0.25:
             self.tell()
 
     def tell(self) -> Progress:
-        loss, correct = torch.stack([self.loss, self.correct]).tolist()
-        if not math.isfinite(loss):
+        if self.waiting:
+            losses, logits, labels = zip(*self.waiting, strict=True)
+            self.waiting = []
+            # All batches of an epoch are of one size.
+            self.loss += torch.stack(losses).sum().item() * len(labels[0])
+            self.correct += int((torch.cat(logits).argmax(1) == torch.cat(labels)).sum())
+        if not math.isfinite(self.loss):
             raise Diverged(f"training loss in epoch {self.epoch}, step {self.step} of {self.steps}")
         self.told = time.perf_counter()
         progress = Progress(
             epoch=self.epoch,
             share=self.done + self.part * self.step / self.steps,
-            loss=loss / self.images,
-            accuracy=correct / self.images,
+            loss=self.loss / self.images,
+            accuracy=self.correct / self.images,
             images_per_s=self.images / (self.told - self.started),
         )
         self.on_progress(progress)

@@ -1,7 +1,7 @@
 """Batched inference; more views are averaged of images that the network is unsure of (test-time augmentation)."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 import torch
@@ -21,7 +21,7 @@ _OTHERS: dict[Views, list[tuple[int, bool, float]]] = {
 
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[None]:
     """Compute convolutions and matrix products in `dtype` within the block; float32 leaves everything as it is."""
-    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+    return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype=dtype)
 
 
 @torch.inference_mode()
@@ -94,7 +94,8 @@ def averaged(
         chosen = table.index_select(0, numbers).view(-1, *images.shape[1:])
         for pixels, mirrored, weight in _OTHERS[views]:
             moved = torch.full_like(numbers, pixels)
-            view = shift_and_flip(chosen, moved, moved, torch.full_like(moved, mirrored, dtype=torch.bool))
+            sides = torch.full_like(moved, True, dtype=torch.bool) if mirrored else None
+            view = shift_and_flip(chosen, moved, moved, sides, abs(pixels))
             result[numbers] += weight * predict(model, view, batch_size, dtype)
             on_batch(len(numbers))
     return result

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torchvision.transforms import v2
 
-from vision.augment import Augment, Cutout, cut_out, host_generator, reflected, shift_and_flip, shrunk, take_pixels
+from vision.augment import Augment, Cutout, cut_out, host_generator, reflected, shift_and_flip, shrunk
 
 
 def numbered_images(count: int, height: int, width: int, channels: int = 3) -> Tensor:
@@ -41,10 +41,15 @@ def test_shift_and_flip_agrees_with_torchvision_image_by_image(
     generator = torch.Generator().manual_seed(seed)
     down, right = torch.randint(-3, 4, (2, count), generator=generator)
     mirrored = torch.rand(count, generator=generator) < 0.5
-    moved = shift_and_flip(images, down, right, mirrored)
+    moved = shift_and_flip(images, down, right, mirrored, reach=3)
+    assert moved.is_contiguous()
     for i in range(count):
         expected = reference(images[i], int(down[i]), int(right[i]), bool(mirrored[i]), reach=3)
         assert torch.equal(moved[i], expected)
+    unmirrored = shift_and_flip(images, down, right, None, reach=3)
+    assert torch.equal(unmirrored, shift_and_flip(images, down, right, torch.zeros_like(mirrored), reach=3))
+    other_order = images.transpose(1, 2).contiguous().transpose(1, 2)
+    assert torch.equal(shift_and_flip(other_order, down, right, mirrored, reach=3), moved)
 
 
 @given(
@@ -118,15 +123,6 @@ def test_reflected_indices_mirror_at_the_edge_pixels(size: int) -> None:
     mirrored = inside[:0:-1] + inside + inside[-2::-1] if size > 1 else inside
     index = torch.arange(1 - size, 2 * size - 1)
     assert reflected(index, size).tolist() == mirrored
-
-
-def test_take_pixels_may_change_the_size() -> None:
-    images = numbered_images(2, 4, 6)
-    rows, columns = torch.tensor([[0, 3], [1, 1]]), torch.tensor([[5, 0, 1], [2, 2, 2]])
-    out = take_pixels(images, rows, columns)
-    assert out.shape == (2, 2, 3, 3)
-    assert torch.equal(out[0, 1, 0], images[0, 3, 5])
-    assert torch.equal(out[1, 0, 2], images[1, 1, 2])
 
 
 @pytest.mark.parametrize("scale", [0.75, 0.5, 0.3])

@@ -103,7 +103,14 @@ def test_plain_can_be_the_net_of_pytorchs_tutorial() -> None:
     values = dict(zip(reference.state_dict(), model.network.state_dict().values(), strict=True))
     reference.load_state_dict(values)
     images = pictures(4, 32, 32, 3)
-    assert torch.allclose(model(images), reference(model.normalized(images)), atol=1e-5)
+    logits, expected = model(images), reference(model.normalized(images))
+    assert torch.allclose(logits, expected, atol=1e-5)
+    for each in (logits, expected):
+        each.logsumexp(1).sum().backward()
+    for ours, theirs in zip(model.parameters(), reference.parameters(), strict=True):
+        assert ours.grad is not None
+        assert theirs.grad is not None
+        assert torch.allclose(ours.grad, theirs.grad, atol=1e-4)
 
 
 def test_plain_drops_inputs_of_its_linear_layers_in_training_alone() -> None:
@@ -113,11 +120,19 @@ def test_plain_drops_inputs_of_its_linear_layers_in_training_alone() -> None:
     assert torch.equal(model.eval()(images), model(images))
 
 
+@pytest.mark.parametrize("share", [0.1, 0.5])
+def test_plain_drops_so_many_and_scales_up_the_others(share: float) -> None:
+    network = build("plain", {**TUTORIAL, "dropout": share}).network.train()
+    dropped = network.dropped(torch.ones(200, 500))  # type: ignore[operator]
+    assert (dropped == 0).float().mean().item() == pytest.approx(share, abs=0.01)
+    assert torch.allclose(dropped[dropped != 0], torch.tensor(1 / (1 - share)))
+
+
 def test_plain_normalises_and_deepens_as_asked() -> None:
     deep = {**TUTORIAL, "depth": 2, "padding": "same", "batch_norm": True, "hidden": []}
     network = build("plain", deep).network
     kinds = [type(layer).__name__ for layer in network.modules()][2:-2]
-    block = ["Conv2d", "BatchNorm2d", "ReLU"] * 2 + ["MaxPool2d"]
+    block = ["Conv2d", "BatchNorm2d", "ReLU", "Conv2d", "BatchNorm2d", "MaxPool2d", "ReLU"]
     assert kinds == block * 2
     assert network.last.in_features == 16 * 8 * 8  # type: ignore[union-attr]
 

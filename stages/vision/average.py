@@ -1,0 +1,31 @@
+"""The exponential average of a model's weights over the steps of training (EMA)."""
+
+import copy
+
+import torch
+from torch import nn
+
+
+class Average:
+    """Keeps a copy of `model` whose weights and statistics are `decay` of what they were and the rest of the model's.
+
+    After the first step they are the model's own. As torch.optim.swa_utils.AveragedModel with `use_buffers`, which
+    looks for the parameters anew at every step: with small batches that takes a quarter of the step.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        """Copy `model`; its parameters and buffers are the ones that it will be read from."""
+        self.model = copy.deepcopy(model)
+        self.decay = decay
+        self.steps = 0
+        pairs = list(zip(self.model.state_dict().values(), model.state_dict().values(), strict=True))
+        self.averages = [average for average, _ in pairs if average.is_floating_point()]
+        self.weights = [weight for _, weight in pairs if weight.is_floating_point()]
+        self.counters = [pair for pair in pairs if not pair[0].is_floating_point()]
+
+    def update(self) -> None:
+        """Take one more step into account."""
+        torch._foreach_lerp_(self.averages, self.weights, 1 - self.decay if self.steps else 1)
+        for counter, count in self.counters:
+            counter.copy_(count)
+        self.steps += 1
