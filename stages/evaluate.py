@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from vision import arrays, infer, scores, tracking, weights
+from vision.arrays import Stats
 from vision.device import choose, keep_freed_memory
 from vision.params import Evaluate, load_params
 from vision.progress import bar
@@ -46,7 +47,7 @@ def main() -> None:
             "seconds": seconds,
         }
         arrays.write_json(ROOT / "metrics/test.json", summary)
-        write_tables(np.asarray(test.labels), probabilities, stats.classes)
+        write_tables(np.asarray(test.labels), probabilities, stats)
         run.set_tags({"evaluate": settings.model_dump()})
         run.log_metrics({f"test/{name}": value for name, value in summary.items()})
     print(
@@ -66,8 +67,10 @@ def logits_with_progress(
     return one_view, logits
 
 
-def write_tables(labels: np.ndarray, probabilities: np.ndarray, classes: list[str]) -> None:
-    """Write the predictions, one row an image, and what is counted from them."""
+def write_tables(labels: np.ndarray, probabilities: np.ndarray, stats: Stats) -> None:
+    """Write the predictions, one row an image (its file, else its number), and what is counted from them."""
+    classes = stats.classes
+    images = stats.test_files or range(len(labels))
     predicted = probabilities.argmax(1)
     with arrays.replaced_directory(ROOT / "data/predictions") as folder:
         arrays.write_csv(
@@ -75,7 +78,7 @@ def write_tables(labels: np.ndarray, probabilities: np.ndarray, classes: list[st
             ["image", "actual", "predicted", *(f"p_{name}" for name in classes)],
             (
                 (image, classes[actual], classes[best], *row)
-                for image, (actual, best, row) in enumerate(zip(labels, predicted, probabilities, strict=True))
+                for image, actual, best, row in zip(images, labels, predicted, probabilities, strict=True)
             ),
         )
     matrix = scores.confusion(labels, predicted, len(classes))

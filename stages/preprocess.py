@@ -23,8 +23,10 @@ def main() -> None:
     raw, test, classes = folder.read_raw(directory) if holds_files else arrays.read_raw(directory)
 
     kept, labels = splits.of_classes(raw.labels, classes, settings.classes)
+    names = settings.classes or classes
     train_rows, val_rows, test_rows = splits.split_rows(
         labels,
+        names,
         test_fraction=settings.test_fraction if test is None else 0,
         val_fraction=settings.val_fraction,
         folds=settings.folds,
@@ -38,7 +40,6 @@ def main() -> None:
     }
     if test is not None:
         parts["test"] = test.images, *splits.of_classes(test.labels, classes, settings.classes)
-    classes = settings.classes or classes
     chosen = {
         name: Split(resized(images, rows, settings.image_size, f"read {name}"), labels)
         for name, (images, rows, labels) in parts.items()
@@ -47,18 +48,20 @@ def main() -> None:
     if train_shape != test_shape:
         raise different_sizes(train_shape[1::-1], test_shape[1::-1])
     mean, std = splits.KNOWN.get(settings.normalize) or splits.pixel_statistics(chosen["train"].images)
+    pictures, rows, _ = parts["test"]
     stats = Stats(
-        classes=classes,
+        classes=names,
         image_shape=list(train_shape),
         mean=mean,
         std=std,
         split_digest=hashlib.sha256(kept[train_rows].tobytes() + b"|" + kept[val_rows].tobytes()).hexdigest(),
+        test_files=[pictures[row].relative_to(directory).as_posix() for row in rows] if holds_files else None,
     )
     arrays.write_processed(ROOT / "data/processed", chosen, stats)
-    arrays.write_json(ROOT / "metrics/dataset.json", splits.counts(chosen, classes))
+    arrays.write_json(ROOT / "metrics/dataset.json", splits.counts(chosen, names))
 
     picture = figures.sample_grid(
-        chosen["train"].images, chosen["train"].labels, classes, per_class=settings.samples_per_class
+        chosen["train"].images, chosen["train"].labels, names, per_class=settings.samples_per_class
     )
     with arrays.replaced_file(ROOT / "data/samples.png") as temporary:
         picture.savefig(temporary, format="png")

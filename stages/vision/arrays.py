@@ -38,6 +38,7 @@ class Stats:
 
     `classes` are the names in the order of the labels; `mean` and `std` are what pixels in [0, 1] are normalised
     with, one figure a channel; `split_digest` is the SHA-256 of the indices of the training and validation images.
+    `test_files` are the files of the test images, in their order, by their path in data/raw; None if they have none.
     """
 
     classes: list[str]
@@ -45,6 +46,7 @@ class Stats:
     mean: list[float]
     std: list[float]
     split_digest: str
+    test_files: list[str] | None = None
 
 
 def write_raw(directory: Path, train: Split, test: Split, classes: Sequence[str]) -> None:

@@ -42,6 +42,7 @@ def of_classes(labels: np.ndarray, classes: list[str], names: list[str] | None) 
 
 def split_rows(
     labels: np.ndarray,
+    classes: list[str],
     *,
     test_fraction: float,
     val_fraction: float,
@@ -53,7 +54,8 @@ def split_rows(
     """Choose the training, the validation and the test images: the same share of every class, by the seed.
 
     Args:
-        labels: integer [N].
+        labels: integer [N], indices into `classes`.
+        classes: their names.
         test_fraction: share held out for the test, before anything else; 0 where the data has a test split.
         val_fraction: share of the others held out for validation.
         folds: None, or the number of equal parts that the others are cut into for cross-validation (Stone 1974,
@@ -73,26 +75,28 @@ def split_rows(
     if folds is None:
         train, val = _stratified(rows, labels, round(val_fraction * len(rows)), seed, "preprocess.val_fraction")
     else:
-        train, val = _fold(rows, labels, folds, fold, seed)
-    _check_that_all_are_left(labels, rows, "preprocess.test_fraction")
-    _check_that_all_are_left(labels, train, "preprocess.val_fraction")
+        train, val = _fold(rows, labels, classes, folds, fold, seed)
+    _check_that_all_are_left(labels, classes, rows, "preprocess.test_fraction")
+    _check_that_all_are_left(labels, classes, train, "preprocess.val_fraction")
     if train_limit is not None and train_limit < len(train):
         _, train = _stratified(train, labels, train_limit, seed, "preprocess.train_limit")
-        _check_that_all_are_left(labels, train, "preprocess.train_limit")
+        _check_that_all_are_left(labels, classes, train, "preprocess.train_limit")
     return np.sort(train), np.sort(val), np.sort(test)
 
 
-def _check_that_all_are_left(labels: np.ndarray, rows: np.ndarray, parameter: str) -> None:
+def _check_that_all_are_left(labels: np.ndarray, classes: list[str], rows: np.ndarray, parameter: str) -> None:
     if missing := set(labels.tolist()) - set(labels[rows].tolist()):
-        raise UserError(f"params.yaml: {parameter}: leaves class {min(missing)} without a training image")
+        raise UserError(f"params.yaml: {parameter}: leaves class {classes[min(missing)]!r} without a training image")
 
 
-def _fold(rows: np.ndarray, labels: np.ndarray, folds: int, fold: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def _fold(
+    rows: np.ndarray, labels: np.ndarray, classes: list[str], folds: int, fold: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Cut the rows into parts with the same share of every class: those of the other parts, and those of one."""
     numbers, counts = np.unique(labels[rows], return_counts=True)
     if counts.min() < folds:
         raise UserError(
-            f"params.yaml: preprocess.folds: {folds} parts of class {numbers[counts.argmin()]}, which has "
+            f"params.yaml: preprocess.folds: {folds} parts of class {classes[numbers[counts.argmin()]]!r}, which has "
             f"{counts.min()} images; use fewer"
         )
     parts = StratifiedKFold(folds, shuffle=True, random_state=seed).split(rows, labels[rows])

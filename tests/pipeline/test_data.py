@@ -36,7 +36,11 @@ def test_a_folder_whose_classes_have_odd_names(tmp_path: Path) -> None:
     dataset = project.json("metrics/dataset.json")
     assert dataset["by_class"] == {name: {"train": 18, "val": 2, "test": 5} for name in sorted(ODD)}
     assert project.json("metrics/test.json")["accuracy"] > 0.5, "the classes are easy to tell apart"
-    assert {row["actual"] for row in project.table("data/predictions/test.csv")} == set(ODD)
+    predictions = project.table("data/predictions/test.csv")
+    assert {row["actual"] for row in predictions} == set(ODD)
+    for row in predictions:
+        assert (project.root / "data/raw" / row["image"]).is_file()
+        assert Path(row["image"]).parts[1] == row["actual"]
     page = (project.root / "report/index.html").read_text()
     assert "<script" not in page
     for name in ODD:

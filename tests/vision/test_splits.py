@@ -9,6 +9,8 @@ from vision import splits
 from vision.arrays import Split
 from vision.stage import UserError
 
+CLASSES = ["cat", "dog", *map(str, range(8))]
+
 
 def split(
     labels: np.ndarray,
@@ -22,6 +24,7 @@ def split(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return splits.split_rows(
         labels,
+        CLASSES,
         test_fraction=test_fraction,
         val_fraction=val_fraction,
         folds=folds,
@@ -105,9 +108,9 @@ def test_the_seed_decides_the_split() -> None:
             "preprocess.test_fraction: takes 1 images, fewer than there are classes",
         ),
         ([0, 1] * 50, {"val_fraction": 0.01}, "preprocess.val_fraction: takes 1 images, fewer than there are classes"),
-        ([0] * 9 + [1] * 4, {"folds": 5}, "preprocess.folds: 5 parts of class 1, which has 4 images; use fewer"),
+        ([0] * 9 + [1] * 4, {"folds": 5}, "preprocess.folds: 5 parts of class 'dog', which has 4 images; use fewer"),
         ([0, 1] * 50, {"train_limit": 1}, "preprocess.train_limit: takes 1 images, fewer than there are classes"),
-        ([0] * 99 + [1], {"val_fraction": 0.5}, "preprocess.val_fraction: leaves class 1 without a training image"),
+        ([0] * 99 + [1], {"val_fraction": 0.5}, "preprocess.val_fraction: leaves class 'dog' without a training image"),
     ],
 )
 def test_a_split_that_cannot_be_is_refused_by_name(labels: list[int], options: dict[str, Any], says: str) -> None:

@@ -1,0 +1,39 @@
+"""The average of weights, against torch's own."""
+
+import pytest
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from vision.average import Average
+
+
+@pytest.mark.parametrize("decay", [0.5, 0.99])
+def test_agrees_with_torchs_averaged_model(decay: float) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.LazyLinear(2))
+    model(torch.randn(8, 3, 5, 5))
+    average = Average(model, decay)
+    reference = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    for _ in range(5):
+        model(torch.randn(8, 3, 5, 5)).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        average.update()
+        reference.update_parameters(model)
+        expected = reference.module.state_dict()
+        for name, value in average.model.state_dict().items():
+            assert torch.allclose(value, expected[name], atol=1e-6), name
+    assert not torch.allclose(average.model[0].weight, model[0].weight)  # type: ignore[index]
+
+
+def test_leaves_the_model_as_it_is() -> None:
+    model = nn.Linear(2, 2)
+    before = model.weight.clone()
+    average = Average(model, 0.9)
+    with torch.no_grad():
+        model.weight += 1
+    average.update()
+    assert torch.equal(model.weight, before + 1)
+    assert torch.equal(average.model.weight, model.weight)  # type: ignore[arg-type]
