@@ -9,7 +9,7 @@ import time
 import numpy as np
 import torch
 
-from vision import arrays, infer, scores, tracking, weights
+from vision import arrays, infer, scores, tracking, weights, workers
 from vision.arrays import Stats
 from vision.device import choose, keep_freed_memory
 from vision.params import Evaluate, load_params
@@ -20,7 +20,7 @@ def main() -> None:
     """models/, data/processed -> data/predictions, metrics/test.json and the tables beside it."""
     params = load_params()
     settings = params.evaluate
-    record = arrays.read_document(ROOT / "models/run.json", "mlflow", "tensorboard")
+    record = arrays.read_document(ROOT / "metrics/run.json", "mlflow", "tensorboard")
     model, description = weights.load(ROOT / "models")
     stats = arrays.read_stats(ROOT / "data/processed")
     test = arrays.read_split(ROOT / "data/processed", "test")
@@ -31,6 +31,7 @@ def main() -> None:
     except ValueError as error:
         raise UserError(f"params.yaml: {error}") from None
     keep_freed_memory()
+    workers.share_cores()
 
     model.to(device)
     with tracking.resumed_run(params.tracking, record) as run:

@@ -18,6 +18,7 @@ def main() -> None:
     with arrays.replaced_file(file) as temporary:
         temporary.write_text(html, encoding="utf-8")
     with tracking.resumed_run(params.tracking, results.run) as run:
+        run.describe_as(page.note(results))
         for name, chart in page.charts(results, "light").items():
             run.log_figure(name, chart)
         run.log_artifact(ROOT / "data" / "samples.png", "figures")

@@ -10,7 +10,7 @@ from dataclasses import asdict
 
 import torch
 
-from vision import arrays, fit, models, speed, tracking, transfer, weights
+from vision import arrays, fit, models, speed, tracking, transfer, weights, workers
 from vision.arrays import Stats
 from vision.augment import shrunk
 from vision.batches import Examples
@@ -31,6 +31,7 @@ def main() -> None:
     except ValueError as error:
         raise UserError(f"params.yaml: {error}") from None
     keep_freed_memory()
+    workers.share_cores()
     peak = speed.peak_flops(device, dtype)
 
     started = time.perf_counter()
@@ -66,7 +67,8 @@ def main() -> None:
         try:
             fitted = fit_with_progress(model, train, val, params, dtype, on_epoch)
         except fit.Diverged as error:
-            raise UserError(f"{error} is not a finite number; lower train.lr (now {params.train.lr:g})") from None
+            advice = f"lower train.lr (now {params.train.lr:g})"
+            raise UserError(f"diverged: {error} is not a finite number; {advice}") from None
         summary = {
             **summarize(fitted, work, peak),
             "seconds": prepared + time.perf_counter() - started,
@@ -77,8 +79,9 @@ def main() -> None:
         arrays.write_csv(ROOT / "metrics/history.csv", list(history[0]), [list(row.values()) for row in history])
         arrays.write_json(ROOT / "metrics/train.json", summary)
         found = environment(device, dtype)
-        arrays.write_json(ROOT / "models/run.json", {**run.record, "environment": found})
-        run.set_tags({**found, "parameters": summary["parameters"]})
+        arrays.write_json(ROOT / "metrics/run.json", {**run.record, "environment": found})
+        ended = "stopped early" if fitted.stopped_early else "finished"
+        run.set_tags({**found, "parameters": summary["parameters"], "ended": ended})
         run.log_metrics(
             {
                 "train/best_epoch": summary["best_epoch"],
@@ -92,6 +95,7 @@ def main() -> None:
             run.log_metrics({f"val/best_{name}": summary[f"val_{name}"] for name in ("loss", "accuracy")})
         probabilities = torch.nn.Sequential(model.cpu(), torch.nn.Softmax(1)).eval()
         run.log_model(probabilities, train.images[:2].cpu().numpy(), stats.classes)
+        run.register_model(summary.get("val_accuracy"))
     held_out = f", validation accuracy {summary['val_accuracy']:.2%}" if "val_accuracy" in summary else ""
     print(
         f"train: best epoch {fitted.best_epoch} of {len(history)}{held_out}; {summary['seconds']:.0f} s, "

@@ -159,7 +159,16 @@ def make_project(
     )
     model = {"name": "convnet", "options": {"widths": [32], "depth": 2}, **asdict(stats)}
     arrays.write_json(root / "models" / "model.json", model)
-    run = {"run_id": "0123456789abcdef", "experiment_id": "1", "tracking_uri": "sqlite:///mlflow.db"}
+    run = {
+        "run_id": "0123456789abcdef",
+        "experiment_id": "1",
+        "tracking_uri": "sqlite:///mlflow.db",
+        "page": "http://127.0.0.1:5000/#/experiments/1/runs/0123456789abcdef",
+        "name": "puffy-daks",
+        "commit": "c0ffee0c0ffee0",
+        "dirty": "true",
+        "apply": "dvc exp apply puffy-daks",
+    }
     environment = {
         "device": "cpu",
         "device_name": "AMD EPYC",
@@ -169,7 +178,7 @@ def make_project(
         "versions": {"torch": "2.15.0", "torchvision": "0.30.0", "mlflow": "3.17.0", "dvc": "3.66.1"},
     }
     record = {"mlflow": run if mlflow else None, "tensorboard": None}
-    arrays.write_json(root / "models" / "run.json", {**record, "environment": environment})
+    arrays.write_json(root / "metrics" / "run.json", {**record, "environment": environment})
     return root
 
 
@@ -323,10 +332,13 @@ def test_every_parameter_and_version_is_listed(project: Path, page: str) -> None
         pairs = values if isinstance(values, dict) else {section: values}
         for name, value in pairs.items():
             assert f"{name} {value if isinstance(value, str) else json.dumps(value)}" in text
-    run = json.loads((project / "models" / "run.json").read_text())
+    run = json.loads((project / "metrics" / "run.json").read_text())
     for name, version in run["environment"]["versions"].items():
         assert f"{name} {version}" in text
     assert run["mlflow"]["run_id"] in text
+    assert "commit c0ffee0 , with changes that were not committed" in text
+    assert "dvc exp apply puffy-daks brings this experiment back" in text
+    assert f'<a href="{run["mlflow"]["page"]}">puffy-daks</a>' in page
 
 
 def test_same_files_give_the_same_page_and_the_stage_says_where_it_is(project: Path, page: str) -> None:
@@ -410,9 +422,9 @@ def test_heat_shows_mistakes_beside_a_strong_diagonal() -> None:
         ("metrics/test.json", None, "metrics/test.json: not found; `dvc repro` makes it"),
         ("metrics/test.json", "{}", "metrics/test.json: lacks 'accuracy'"),
         (
-            "models/run.json",
+            "metrics/run.json",
             '{"mlflow": null, "tensorboard": null, "environment": 3}',
-            "models/run.json: lacks 'environment.device'",
+            "metrics/run.json: lacks 'environment.device'",
         ),
         ("metrics/history.csv", "<<<<<<< HEAD\n1,2\n", "metrics/history.csv: line 2 is damaged"),
         ("metrics/per_class.csv", "class,precision,recall,f1,images\n", "metrics/per_class.csv: holds no rows"),

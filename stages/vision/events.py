@@ -56,8 +56,14 @@ class _Both(Run):
     def set_tags(self, sections: Mapping[str, object]) -> None:
         self._run.set_tags(sections)
 
+    def describe_as(self, text: str) -> None:
+        self._run.describe_as(text)
+
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
         self._run.log_artifact(path, folder)
 
     def log_model(self, model: "nn.Module", example: np.ndarray, classes: Sequence[str]) -> None:
         self._run.log_model(model, example, classes)
+
+    def register_model(self, val_accuracy: float | None) -> None:
+        self._run.register_model(val_accuracy)

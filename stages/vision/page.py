@@ -88,6 +88,23 @@ def render(params: Params, results: Results) -> str:
     )
 
 
+def note(results: Results) -> str:
+    """The headline figures as Markdown, for the head of the run's page in MLflow."""
+    train, test, environment = results.train, results.test, results.run["environment"]
+    validated = f", validation accuracy {train['val_accuracy']:.2%}" if "val_accuracy" in train else ""
+    wrong = np.flatnonzero(results.predicted != results.actual)
+    confused = [f"{pair.actual} → {pair.predicted} ({pair.count:,})" for pair in confused_pairs(results, wrong, 3)]
+    lines = [
+        f"**{test['accuracy']:.2%}** test accuracy ({test['accuracy_one_view']:.2%} with one view of each image), "
+        f"macro F1 {test['f1_macro']:.2%}",
+        f"Epoch {train['best_epoch']} of {train['epochs']} was kept{validated}",
+        f"{results.model['name']}, {train['parameters']:,} parameters, trained in {duration(train['seconds'])} on "
+        f"{environment['device_name']} ({environment['precision']}), {train['share_of_peak']:.0%} of its measured peak",
+        *([f"Most confused: {', '.join(confused)}"] if confused else []),
+    ]
+    return "\n".join(f"- {line}" for line in lines)
+
+
 def heat(confusion: np.ndarray) -> np.ndarray:
     """How strongly to colour each cell, in [0, 1]: hits by their share, mistakes compared with the worst mistake.
 

@@ -178,6 +178,7 @@ class Tracking(Section):
 
     enabled: bool
     experiment: Annotated[str, Field(min_length=1, max_length=250)]
+    registry: bool
     tensorboard: bool
 
 

@@ -64,7 +64,7 @@ def read_results(root: Path) -> Results:
         dataset=read_document(metrics / "dataset.json", "classes", "train", "val", "test", "by_class"),
         model=read_document(root / "models" / "model.json", "name"),
         run=read_document(
-            root / "models" / "run.json",
+            metrics / "run.json",
             "mlflow",
             "tensorboard",
             *(f"environment.{key}" for key in ("device", "device_name", "precision", "versions")),

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 class Run:
     """The record of a model as a stage sees it. This one, for when tracking is off, does nothing.
 
-    `record` goes into models/run.json, so that later stages find the MLflow run and TensorBoard's folder.
+    `record` goes into metrics/run.json, so that later stages find the MLflow run and TensorBoard's folder.
     """
 
     def __init__(self, mlflow: dict[str, str] | None = None, tensorboard: str | None = None) -> None:
@@ -30,6 +30,9 @@ class Run:
     def set_tags(self, sections: Mapping[str, object]) -> None:
         """Record other facts, nested keys as `section.key`; unlike a run's parameters they may be set again."""
 
+    def describe_as(self, text: str) -> None:
+        """Set the text, in Markdown, that stands at the head of the run's page."""
+
     def log_figure(self, name: str, figure: "Figure") -> None:
         """Keep a picture as the artifact `figures/<name>.png`."""
 
@@ -42,6 +45,9 @@ class Run:
         `model` is on the CPU, in evaluation mode, and maps uint8 [N, H, W, C] to float32 probabilities
         [N, classes]; `example` is at least two of its inputs.
         """
+
+    def register_model(self, val_accuracy: float | None) -> None:
+        """Enter the logged model, and how well it validates if that is known, into the registry; only in `train`."""
 
 
 def epoch_metrics(row: Mapping[str, float | None]) -> dict[str, float]:

@@ -14,6 +14,14 @@ ROOT = Path(__file__).resolve().parents[2]
 """The checkout that this code belongs to; inside `dvc exp run --temp` it is the experiment's own copy."""
 
 
+def main_root(root: Path) -> Path:
+    """The checkout that lasts: `root`, or the one whose copy it is that `dvc exp run --queue` or `--temp` made."""
+    for folder in root.parents:
+        if folder.parts[-3:] == (".dvc", "tmp", "exps"):
+            return folder.parents[2]
+    return root
+
+
 class UserError(Exception):
     """Something that the user can put right; the message names the file or parameter, what is wrong and what to do."""
 

@@ -26,8 +26,9 @@ import yaml
 from vision import events
 from vision.arrays import Stats, replaced_file
 from vision.params import Params, Tracking
+from vision.registry import register
 from vision.run import Run, epoch_metrics
-from vision.stage import ROOT, UserError
+from vision.stage import ROOT, UserError, main_root
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -49,14 +50,15 @@ def training_run(params: Params, stats: Stats) -> Iterator[Run]:
     """Open a run for the block: FINISHED when it ends well, KILLED when interrupted, FAILED otherwise.
 
     It starts with the parameters that make the model, the data, and where both come from. It is called like the DVC
-    experiment where there is one, else `<model name>-<Git commit>`. TensorBoard's files go beside it, if asked for.
+    experiment where there is one, else `<model name>-<Git commit>`. Its tag `ended` says why it ended. While it is
+    open, MLflow samples the use of CPU, memory and GPU. TensorBoard's files go beside it, if asked for.
 
     Raises:
         UserError: the MLflow store cannot be used, or stops answering.
     """
     name = os.environ.get("DVC_EXP_NAME") or "-".join(filter(None, [params.model.name, _git("rev-parse", "HEAD")[:7]]))
     folder = events.new_folder(name) if params.tracking.tensorboard else None
-    with _mlflow_run(params, stats, name) as run, events.beside(run, _main_root(), folder) as both:
+    with _mlflow_run(params, stats, name) as run, events.beside(run, main_root(ROOT), folder) as both:
         yield both
 
 
@@ -68,7 +70,7 @@ def resumed_run(settings: Tracking, record: Mapping[str, Any]) -> Iterator[Run]:
 
     Args:
         settings: the section of params.yaml.
-        record: what models/run.json holds.
+        record: what metrics/run.json holds.
 
     Raises:
         UserError: the MLflow store cannot be used, or stops answering.
@@ -79,7 +81,7 @@ def resumed_run(settings: Tracking, record: Mapping[str, Any]) -> Iterator[Run]:
         print(f"TensorBoard: {lack} (`dvc repro -f train`)", file=sys.stderr, flush=True)
     with (
         _resumed_mlflow_run(settings, record["mlflow"]) as run,
-        events.beside(run, _main_root(), folder) as both,
+        events.beside(run, main_root(ROOT), folder) as both,
     ):
         yield both
 
@@ -99,8 +101,11 @@ def _mlflow_run(params: Params, stats: Stats, name: str) -> Iterator[Run]:
             run.describe(params, stats)
             yield run
     except BaseException as error:
-        status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
+        status, reason = "FAILED", str(error) or type(error).__name__
+        if isinstance(error, KeyboardInterrupt):
+            status, reason = "KILLED", "killed"
         with contextlib.suppress(Exception), _impatient():
+            run.set_tags({"ended": reason})
             mlflow.end_run(status)
         raise
     with _answering(uri):
@@ -121,11 +126,19 @@ def _resumed_mlflow_run(settings: Tracking, record: dict[str, str] | None) -> It
 
 
 class _MlflowRun(Run):
-    def __init__(self, client: "MlflowClient", record: dict[str, str], model_id: str | None = None) -> None:
+    def __init__(
+        self,
+        client: "MlflowClient",
+        record: dict[str, str],
+        model_id: str | None = None,
+        registry: str | None = None,
+    ) -> None:
+        """`registry` is the name that a model of this run is registered under; None is not at all."""
         super().__init__(record)
         self._client = client
         self._id = record["run_id"]
         self._model_id = model_id
+        self._registry = registry
 
     def describe(self, params: Params, stats: Stats) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag, Param
@@ -155,6 +168,9 @@ class _MlflowRun(Run):
 
         self._client.log_batch(self._id, tags=[RunTag(*item) for item in _flat(sections)])
 
+    def describe_as(self, text: str) -> None:
+        self.set_tags({"mlflow.note.content": text})
+
     def log_figure(self, name: str, figure: "Figure") -> None:
         self._client.log_figure(self._id, figure, f"figures/{name}.png")
 
@@ -181,6 +197,11 @@ class _MlflowRun(Run):
             metadata={"classes": list(classes)},
         )
         self._model_id = info.model_id
+        self._classes = json.dumps(list(classes), ensure_ascii=False)
+
+    def register_model(self, val_accuracy: float | None) -> None:
+        if self._registry is not None and self._model_id is not None:
+            register(self._client, self._registry, self._model_id, self._classes, val_accuracy)
 
 
 def _start(uri: str, params: Params, name: str) -> "_MlflowRun":
@@ -188,11 +209,17 @@ def _start(uri: str, params: Params, name: str) -> "_MlflowRun":
     import mlflow
 
     experiment_id = _experiment_id(client, params.tracking.experiment)
-    run_id = client.create_run(experiment_id, tags=_tags(_git("rev-parse", "HEAD")), run_name=name).info.run_id
+    commit = _git("rev-parse", "HEAD")
+    tags = _tags(commit)
+    run_id = client.create_run(experiment_id, tags=tags, run_name=name).info.run_id
     # `mlflow.pytorch.log_model` and MLflow's system metrics go to the active run.
     mlflow.set_tracking_uri(uri)
-    mlflow.start_run(run_id)
-    return _MlflowRun(client, {"run_id": run_id, "experiment_id": experiment_id, "tracking_uri": _recorded(uri)})
+    mlflow.start_run(run_id, log_system_metrics=True)
+    record = {"run_id": run_id, "experiment_id": experiment_id, "tracking_uri": _recorded(uri)}
+    registry = params.tracking.experiment if params.tracking.registry else None
+    record |= {"page": _page(uri, experiment_id, run_id), "name": name, "commit": commit}
+    record |= {"dirty": tags.get("mlflow.source.git.dirty", ""), "apply": tags.get("dvc.apply", "")}
+    return _MlflowRun(client, record, registry=registry)
 
 
 def _find(uri: str, record: dict[str, str]) -> Run:
@@ -264,26 +291,24 @@ def _tracking_uri() -> str:
 
 def _resolved(uri: str) -> str:
     """The URI with a relative path of an SQLite file taken from the main root."""
-    return f"{_SQLITE}{_main_root() / _database(uri)}" if uri.startswith(_SQLITE) else uri
+    return f"{_SQLITE}{main_root(ROOT) / _database(uri)}" if uri.startswith(_SQLITE) else uri
 
 
 def _recorded(uri: str) -> str:
-    """The URI for models/run.json: without a password, and relative where it can be, so that a checkout may move."""
-    if uri.startswith(_SQLITE) and _database(uri).is_relative_to(_main_root()):
-        return f"{_SQLITE}{_database(uri).relative_to(_main_root())}"
+    """The URI for metrics/run.json: without a password, and relative where it can be, so that a checkout may move."""
+    if uri.startswith(_SQLITE) and _database(uri).is_relative_to(main_root(ROOT)):
+        return f"{_SQLITE}{_database(uri).relative_to(main_root(ROOT))}"
     return _public(uri)
-
-
-def _main_root() -> Path:
-    """The checkout that lasts: ROOT, or what `dvc exp run --queue` or `--temp` copied into .dvc/tmp/exps/ there."""
-    for folder in ROOT.parents:
-        if folder.parts[-3:] == (".dvc", "tmp", "exps"):
-            return folder.parents[2]
-    return ROOT
 
 
 def _database(uri: str) -> Path:
     return Path(uri.removeprefix(_SQLITE))
+
+
+def _page(uri: str, experiment_id: str, run_id: str) -> str:
+    """The address of a run in MLflow's UI, which `mlflow ui` serves at this port."""
+    server = _public(uri).rstrip("/") if uri.startswith("http") else "http://127.0.0.1:5000"
+    return f"{server}/#/experiments/{experiment_id}/runs/{run_id}"
 
 
 def _public(uri: str) -> str:
@@ -292,15 +317,17 @@ def _public(uri: str) -> str:
 
 
 def _tags(commit: str) -> dict[str, str]:
-    """Where the run came from: script, user, Git commit, DVC experiment and the DVC hash of the data."""
+    """Where the run came from, and what brings it back: Git commit, DVC experiment and the DVC hash of the data."""
     # What a run of the pipeline itself rewrites says nothing about the code.
     changes = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!metrics", ":!dvc.lock")
+    experiment = os.environ.get("DVC_EXP_NAME", "")
     tags = {
         "mlflow.source.type": "LOCAL",
         "mlflow.source.name": os.path.relpath(sys.argv[0], ROOT),
         "mlflow.source.git.commit": commit,
         "mlflow.source.git.dirty": str(bool(changes)).lower() if commit else "",
-        "dvc.experiment": os.environ.get("DVC_EXP_NAME", ""),
+        "dvc.experiment": experiment,
+        "dvc.apply": f"dvc exp apply {experiment}" if experiment else "",
         "dvc.baseline_rev": os.environ.get("DVC_EXP_BASELINE_REV", ""),
         "dvc.data": _data_hash(),
     }
@@ -377,7 +404,7 @@ def _trouble(uri: str, error: Exception) -> UserError:
     if uri.startswith(_SQLITE):
         advice = f"if an older MLflow made it, `mlflow db upgrade {uri}`; else move it away, {otherwise}"
         return UserError(f"{_database(uri)}: MLflow cannot use this database ({reason}); {advice}")
-    origin = "MLFLOW_TRACKING_URI" if os.environ.get("MLFLOW_TRACKING_URI") == uri else "models/run.json: tracking_uri"
+    origin = "MLFLOW_TRACKING_URI" if os.environ.get("MLFLOW_TRACKING_URI") == uri else "metrics/run.json: tracking_uri"
     advice = f"start the server, correct the address, {otherwise}"
     return UserError(f"{origin}={_public(uri)}: MLflow cannot be reached there ({reason}); {advice}")
 

@@ -53,7 +53,7 @@ def test_every_output_is_there_and_says_the_same(project: Project) -> None:
 
 def test_the_mlflow_run_holds_what_the_stages_found(project: Project) -> None:
     (run,) = runs(project)
-    assert run.info.run_id == project.json("models/run.json")["mlflow"]["run_id"]
+    assert run.info.run_id == project.json("metrics/run.json")["mlflow"]["run_id"]
     assert run.info.status == "FINISHED"
     assert run.data.metrics["test/accuracy"] == pytest.approx(project.json("metrics/test.json")["accuracy"])
     assert run.data.metrics["val/accuracy"] == pytest.approx(
@@ -309,7 +309,7 @@ def test_without_tracking_and_validation_everything_runs(fresh: Project) -> None
     assert running(output) == ["train", "evaluate", "report"]
     assert fresh.json("metrics/dataset.json")["train"] == 500
     assert fresh.json("metrics/dataset.json")["val"] == 0
-    assert fresh.json("models/run.json")["mlflow"] is None
+    assert fresh.json("metrics/run.json")["mlflow"] is None
     assert "val_accuracy" not in fresh.json("metrics/train.json")
     assert fresh.table("metrics/history.csv")[0]["val_loss"] == ""
     assert fresh.json("data/processed/stats.json")["mean"] == [0.5, 0.5, 0.5]

@@ -28,7 +28,7 @@ from vision.params import Params, Tracking, load_params
 from vision.stage import ROOT, UserError
 
 STATS = Stats(["cat", "dog", "frog"], [32, 32, 3], [0.5] * 3, [0.25] * 3, split_digest="ab" * 32)
-ON = Tracking(enabled=True, experiment="pets", tensorboard=False)
+ON = Tracking(enabled=True, experiment="pets", registry=True, tensorboard=False)
 ROW = {"epoch": 1, "lr": 0.1, "train_loss": 2.0, "train_accuracy": 0.25, "val_loss": None, "seconds": 1.5}
 
 
@@ -61,8 +61,10 @@ def created(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 run.log_epoch(ROW | {"epoch": epoch, "train_loss": 1 / epoch})
             run.log_metrics({"final/train_loss": 0.25})
             run.log_model(model, images, STATS.classes)
+            run.register_model(0.75)
         with tracking.resumed_run(ON, run.record) as resumed:
             resumed.log_metrics({"test/accuracy": 0.75})
+            resumed.describe_as("- **75%**")
             resumed.set_tags({"evaluate": {"views": "flip", "batch_size": 10}})
             resumed.log_figure("confusion", figure)
             resumed.log_artifact(folder / "index.html", "report")
@@ -82,7 +84,7 @@ def store(created: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def params(experiment: str = "pets") -> Params:
     return load_params().model_copy(
-        update={"tracking": Tracking(enabled=True, experiment=experiment, tensorboard=False)}
+        update={"tracking": Tracking(enabled=True, experiment=experiment, registry=True, tensorboard=False)}
     )
 
 
@@ -123,6 +125,9 @@ def test_the_run_tells_where_it_came_from(store: Path) -> None:
     assert run.data.tags.get("mlflow.source.git.commit", "") == head
     assert run.info.run_name == "-".join(filter(None, [params().model.name, head[:7]]))
     assert run.data.tags["evaluate.views"] == "flip"
+    assert run.data.tags["mlflow.note.content"] == "- **75%**"
+    page = f"http://127.0.0.1:5000/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+    assert record_of(store)["mlflow"]["page"] == page
     assert not {key for key in run.data.tags if key.startswith("dvc.")}
 
 
@@ -141,7 +146,13 @@ def test_an_experiment_of_dvc_is_named_and_tagged(store: Path, tmp_path: Path, m
     found = stored(store, run.record)
     assert found.info.run_name == "puffy-daks"
     tags = {key: value for key, value in found.data.tags.items() if key.startswith("dvc.")}
-    assert tags == {"dvc.experiment": "puffy-daks", "dvc.baseline_rev": "c0ffee", "dvc.data": md5}
+    assert tags == {
+        "dvc.experiment": "puffy-daks",
+        "dvc.apply": "dvc exp apply puffy-daks",
+        "dvc.baseline_rev": "c0ffee",
+        "dvc.data": md5,
+    }
+    assert run.record["mlflow"]["apply"] == "dvc exp apply puffy-daks"
     assert found.inputs is not None
     assert found.inputs.dataset_inputs[0].dataset.digest == md5
 
@@ -166,7 +177,7 @@ import sys, numpy as np, mlflow, torch
 mlflow.set_tracking_uri("sqlite:///mlflow.db")
 uri = f"runs:/{sys.argv[1]}/model"
 images = np.load("images.npy"); expected = np.load("expected.npy")
-module, predictor = mlflow.pytorch.load_model(uri), mlflow.pyfunc.load_model(uri)
+module, predictor = mlflow.pytorch.load_model(uri), mlflow.pyfunc.load_model("models:/pets@champion")
 for count in (1, 2, 5):
     np.testing.assert_allclose(predictor.predict(images[:count]), expected[:count], atol=1e-6)
     np.testing.assert_allclose(module(torch.tensor(images[:count])).detach(), expected[:count], atol=1e-6)
@@ -186,12 +197,18 @@ def test_the_model_loads_elsewhere_for_any_batch_size_without_this_code_or_pickl
 
 
 @pytest.mark.parametrize(
-    ("error", "status"), [(KeyboardInterrupt, "KILLED"), (ZeroDivisionError, "FAILED"), (UserError, "FAILED")]
+    ("error", "status", "ended"),
+    [
+        (KeyboardInterrupt(), "KILLED", "killed"),
+        (ZeroDivisionError(), "FAILED", "ZeroDivisionError"),
+        (UserError("diverged: the loss is not finite"), "FAILED", "diverged: the loss is not finite"),
+    ],
 )
-def test_a_run_that_ends_badly_says_so(store: Path, error: type[BaseException], status: str) -> None:
-    with pytest.raises(error), tracking.training_run(params(), STATS) as run:
+def test_a_run_that_ends_badly_says_so(store: Path, error: BaseException, status: str, ended: str) -> None:
+    with pytest.raises(type(error)), tracking.training_run(params(), STATS) as run:
         raise error
-    assert stored(store, run.record).info.status == status
+    found = stored(store, run.record)
+    assert (found.info.status, found.data.tags["ended"]) == (status, ended)
 
 
 def test_an_evaluation_leaves_status_and_duration_of_the_training(store: Path) -> None:
@@ -209,6 +226,7 @@ def test_a_run_that_is_gone_is_told_and_recorded_nowhere(
         pass
     run_id = run.record["mlflow"]["run_id"]
     client(store).delete_run(run_id)
+    capfd.readouterr()  # MLflow's log, which a stage silences
     elsewhere = f"sqlite:///{tmp_path}/other/mlflow.db"
     for change, reason in [
         ({}, f"was deleted (`mlflow runs restore --run-id {run_id}` brings it back)"),
@@ -236,6 +254,8 @@ with tracking.training_run(everything.model_copy(update={"tracking": off}), None
     run.log_metrics({"test/accuracy": 1})
     run.set_tags({"environment": "cpu"})
     run.log_model(None, None, [])
+    run.register_model(0.5)
+    run.describe_as("")
     run.log_figure("confusion", None)
     run.log_artifact("index.html")
 recorded = {"mlflow": {"run_id": "0", "tracking_uri": "sqlite:///x.db"}, "tensorboard": "tensorboard/x"}
@@ -253,7 +273,7 @@ def test_tensorboard_gets_the_curves_the_scores_and_the_figures(
     monkeypatch.setattr(tracking, "ROOT", tmp_path / ".dvc/tmp/exps/standalone/tmpx")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setenv("DVC_EXP_NAME", "night")
-    settings = Tracking(enabled=enabled, experiment="pets", tensorboard=True)
+    settings = Tracking(enabled=enabled, experiment="pets", registry=True, tensorboard=True)
     with tracking.training_run(params().model_copy(update={"tracking": settings}), STATS) as run:
         for epoch in range(1, 4):
             run.log_epoch(ROW | {"epoch": epoch, "train_loss": 1 / epoch})
@@ -422,7 +442,7 @@ def test_a_server_that_is_gone_when_evaluating(monkeypatch: pytest.MonkeyPatch) 
         closed.bind(("127.0.0.1", 0))
         uri = f"http://127.0.0.1:{closed.getsockname()[1]}"
         record = {"mlflow": {"run_id": "0" * 32, "tracking_uri": uri}, "tensorboard": None}
-        with pytest.raises(UserError, match=f"^models/run.json: tracking_uri={uri}: .*Connection refused.*start the"):
+        with pytest.raises(UserError, match=f"^metrics/run.json: tracking_uri={uri}: .*Connection refused.*start the"):
             tracking.resumed_run(ON, record).__enter__()
 
 
