@@ -26,7 +26,7 @@ def rotated(images: Tensor, degrees: Tensor) -> Tensor:
     cos, sin = angles.cos(), angles.sin()
     # Where each output pixel comes from: the way back, so clockwise. Rows run downwards.
     source = torch.stack(((cos * right - sin * down) / half_width, (sin * right + cos * down) / half_height), 1)
-    planes = images.float().permute(0, 3, 1, 2)
+    planes = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
     grid = source.permute(0, 2, 3, 1)
     return F.grid_sample(planes, grid, padding_mode="reflection", align_corners=True).permute(0, 2, 3, 1)
 
