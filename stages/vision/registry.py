@@ -23,13 +23,13 @@ def register(client: "MlflowClient", experiment: str, model_id: str, classes: st
         client: of the store that `mlflow.set_tracking_uri` was told.
         experiment: the registered model is called alike, and made if there is none.
         model_id: of the logged model.
-        classes: what it tells apart.
+        classes: what it tells apart; many are shown as a hash.
         val_accuracy: in [0, 1]; None where nothing was held out, and then it cannot be champion.
     """
     import mlflow
 
     name = registered_name(experiment)
-    tags = {"classes": hashlib.sha256(classes.encode()).hexdigest()[:12]}
+    tags = {"classes": classes if len(classes) <= 1000 else hashlib.sha256(classes.encode()).hexdigest()}
     if val_accuracy is not None:
         tags["val_accuracy"] = repr(val_accuracy)
     with contextlib.redirect_stderr(io.StringIO()):  # on which it tells its story
