@@ -70,6 +70,15 @@ def test_the_mlflow_run_holds_what_the_stages_found(project: Project) -> None:
         file.path for folder in ("figures", "report") for file in client.list_artifacts(run.info.run_id, folder)
     }
     assert {"figures/confusion_matrix.png", "figures/samples.png", "report/index.html"} <= artifacts
+    assert run.data.tags["ended"] == "finished"
+    accuracy = project.json("metrics/test.json")["accuracy"]
+    assert run.data.tags["mlflow.note.content"].startswith(f"- **{accuracy:.2%}** test accuracy")
+    page = project.json("metrics/run.json")["mlflow"]["page"]
+    assert page.endswith(f"/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}")
+    assert page in (project.root / "report/index.html").read_text()
+    champion = client.get_model_version_by_alias("cifar10", "champion")
+    assert champion.run_id == run.info.run_id
+    assert float(champion.tags["val_accuracy"]) == project.json("metrics/train.json")["val_accuracy"]
 
 
 def test_the_logged_model_predicts_the_same_without_this_repository(project: Project) -> None:
@@ -167,10 +176,12 @@ def test_a_mistake_in_params_stops_before_anything_is_done(project: Project) -> 
 def test_a_training_that_diverges_says_so_and_fails_its_run(project: Project) -> None:
     command = ["-S", "train.optimizer=sgd", "-S", "train.lr=1e30"]
     output = project.run("dvc", "exp", "run", *command, status=255)
-    assert "train: training loss in epoch 1" in output
+    assert "train: diverged: training loss in epoch 1" in output
     assert "lower train.lr" in output
     assert "Traceback" not in output
-    assert runs(project)[0].info.status == "FAILED"
+    newest, *_ = runs(project)
+    assert newest.info.status == "FAILED"
+    assert newest.data.tags["ended"].startswith("diverged: training loss in epoch 1")
     project.run("git", "checkout", "--quiet", ".")
     project.run("dvc", "checkout")
 
