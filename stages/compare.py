@@ -54,9 +54,9 @@ def main() -> None:
             finished.append(row)
 
     columns = [column(name, finished) for name in wanted]
-    lines = [["experiments", "n", *wanted]]
+    lines = [["n", *wanted, "experiments"]]  # the last is as long as the list of changed parameters
     for title, rows in sorted(grouped(finished, baseline).items()):
-        lines.append([title or "default", str(len(rows)), *(spread(rows, name) for name in columns)])
+        lines.append([str(len(rows)), *(spread(rows, name) for name in columns), title or "default"])
     print(aligned(lines))
     if left_out:
         print("not counted: " + ", ".join(f"{count} {why}" for why, count in left_out.items()))

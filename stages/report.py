@@ -1,6 +1,6 @@
 """One page to look at: how well the model does, where it errs, how it was trained; report/index.html holds it all."""
 
-from vision.stage import ROOT, run_stage
+from vision.stage import ROOT, main_root, run_stage
 
 # isort: split
 # What follows takes seconds to import; vision.stage stands before it so that Ctrl-C is one line even then.
@@ -25,7 +25,10 @@ def main() -> None:
         run.log_artifact(file, "report")
         for table in ("history", "confusion_matrix", "per_class", "calibration"):
             run.log_artifact(ROOT / "metrics" / f"{table}.csv", "metrics")
-    print(f"report: open {file} in a browser")
+    if main_root(ROOT) == ROOT:
+        print(f"report: open {file} in a browser")
+    else:
+        print("report: written; `dvc exp apply` brings it here, and MLflow keeps a copy")
 
 
 if __name__ == "__main__":

@@ -44,9 +44,9 @@ def test_folds_are_one_line_with_the_figures_of_the_metrics_files(project: Proje
     tested = recorded(project, "metrics/test.json", "accuracy")
     assert (len(validated), len(tested)) == (2, 2)
     head, folds, last = compare(project)
-    assert re.split(r"\s{2,}", head) == ["experiments", "n", "val_accuracy", "accuracy"]
-    assert re.split(r"\s{2,}", folds) == ["preprocess.folds=2", "2", cell(validated), cell(tested)]
-    assert head.index(" n ") == folds.index(" 2 ")
+    assert re.split(r"\s{2,}", head) == ["n", "val_accuracy", "accuracy", "experiments"]
+    assert re.split(r"\s{2,}", folds) == ["2", cell(validated), cell(tested), "preprocess.folds=2"]
+    assert head.index("experiments") == folds.index("preprocess.folds")
     assert last == "not counted: 1 queued, 1 failed"
 
 
@@ -56,7 +56,7 @@ def test_any_metric_can_be_asked_for(project: Project) -> None:
         recorded(project, "metrics/train.json", "val_loss"),
         recorded(project, "metrics/test.json", "seconds"),
     )
-    assert re.split(r"\s{2,}", folds)[2:] == [cell(losses), cell(seconds)]
+    assert re.split(r"\s{2,}", folds)[1:3] == [cell(losses), cell(seconds)]
     (line,) = compare(project, "--metric", "val_los", status=1)
     assert line == "compare: --metric val_los: no experiment has it; `dvc metrics show` lists what there is"
     (line,) = compare(project, "--metric", "seconds", status=1)
