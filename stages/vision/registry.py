@@ -35,8 +35,14 @@ def register(client: "MlflowClient", experiment: str, model_id: str, classes: st
     with contextlib.redirect_stderr(io.StringIO()):  # on which it tells its story
         mlflow.register_model(f"models:/{model_id}", name, tags=tags)
     for alias, best in (("challenger", _newest), ("champion", _champion)):
+        attempts = 10
         while (version := best(client, name)) is not None:
-            client.set_registered_model_alias(name, alias, version)
+            try:
+                client.set_registered_model_alias(name, alias, version)
+            except mlflow.MlflowException:  # two that give an alias for the first time at the same moment: one fails
+                attempts -= 1
+                if not attempts:
+                    raise
 
 
 def registered_name(experiment: str) -> str:

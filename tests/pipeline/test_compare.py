@@ -74,4 +74,4 @@ def test_without_experiments_the_workspace_is_shown(tmp_path: Path) -> None:
     for name, metric in (("train", "val_accuracy"), ("test", "accuracy")):
         (alone.root / f"metrics/{name}.json").write_text(f'{{"{metric}": 0.5}}')
     _, line = compare(alone)
-    assert line.split() == ["default", "1", "0.5000", "0.5000"]
+    assert line.split() == ["1", "0.5000", "0.5000", "default"]
