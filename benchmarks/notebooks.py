@@ -1,6 +1,6 @@
 """Five notebooks' trainings as their authors would write them, and this pipeline's recipes for the same networks.
 
-    python benchmarks/notebooks.py                      # all five, in full: more than an hour on two cores
+    python benchmarks/notebooks.py                      # all five, in full: three quarters of an hour
     python benchmarks/notebooks.py tutorial --epochs 1  # one of them, cut short
 
 The author's way is the loop of PyTorch's tutorial over a DataLoader with torchvision's transforms an image, layer after

@@ -164,7 +164,7 @@ def fit_with_progress(
     given = params.train.model_dump(exclude={"device", "precision"})
     settings = fit.Settings(seed=params.seed, dtype=dtype, freeze=params.model.freeze, **given)
     # In per cent: images of an epoch at full size take longer than those of the first ones.
-    form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}, {postfix}"
+    form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
     with bar(total=100, unit="%", description="train", bar_format=form) as progress_bar:
 
         def show(progress: fit.Progress) -> None:
