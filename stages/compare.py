@@ -15,15 +15,16 @@ from typing import Any
 
 import dvc.api
 from dvc.exceptions import DvcException
-from pydantic import BaseModel
 
-from vision.params import Params
+from vision.params import names
 from vision.stage import ROOT, UserError
 
 METRICS = ["val_accuracy", "accuracy"]
 """Of metrics/train.json and metrics/test.json."""
 REPEATED = {"seed", "preprocess.fold"}
 UNFINISHED = {"Failed", "Queued", "Running"}
+PARAMETERS = [name for name in names() if not name.startswith("search.")]
+"""What an experiment depends on."""
 
 Row = dict[str, Any]
 """What `dvc.api.exp_show` says of an experiment: its name, state, parameters and metrics, by column."""
@@ -44,7 +45,7 @@ def main() -> None:
     finished, left_out = [], Counter[str]()
     seen = set()
     for row in experiments:  # the newest first
-        values = tuple(row.get(name) for name in parameters())
+        values = tuple(row.get(name) for name in PARAMETERS)
         if row["State"] in UNFINISHED:
             left_out[row["State"].lower()] += 1
         elif values in seen:
@@ -78,23 +79,12 @@ def column(metric: str, rows: Sequence[Row]) -> str:
 
 def grouped(rows: Sequence[Row], baseline: Row) -> dict[str, list[Row]]:
     """The experiments by what they changed in the baseline's parameters, other than the seed and the fold."""
-    names = [name for name in parameters() if name not in REPEATED]
+    compared = [name for name in PARAMETERS if name not in REPEATED]
     groups = defaultdict(list)
     for row in rows:
-        changed = [f"{name}={plain(row.get(name))}" for name in names if row.get(name) != baseline.get(name)]
+        changed = [f"{name}={plain(row.get(name))}" for name in compared if row.get(name) != baseline.get(name)]
         groups[" ".join(changed)].append(row)
     return groups
-
-
-def parameters(section: type[BaseModel] = Params, prefix: str = "") -> list[str]:
-    """The names of all parameters, as DVC writes them: `seed`, `train.lr`."""
-    names = []
-    for key, field in section.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            names += parameters(field.annotation, f"{prefix}{key}.")
-        else:
-            names.append(f"{prefix}{key}")
-    return names
 
 
 def plain(value: object) -> str:

@@ -10,7 +10,7 @@ from dataclasses import asdict
 
 import torch
 
-from vision import arrays, fit, models, speed, tracking, transfer, weights, workers
+from vision import arrays, fit, models, speed, tracking, transfer, trials, weights, workers
 from vision.arrays import Stats
 from vision.augment import shrunk
 from vision.batches import Examples
@@ -51,22 +51,25 @@ def main() -> None:
     for scale in params.train.image_scales:
         check(model, shrunk(train.images[:1], scale), scale)
 
-    with tracking.training_run(params, stats) as run:
+    trial = trials.current(params)
+    with tracking.training_run(params, stats, trial.tags) as run:
         history: list[Row] = []
         work = 0.0
 
-        def on_epoch(epoch: fit.Epoch) -> None:
+        def on_epoch(epoch: fit.Epoch) -> bool:
             nonlocal work
             # Of the epoch's size of images, and of the layers that it trained.
             flops = speed.training_flops(model, shrunk(train.images[:1], epoch.image_scale))
             work += flops * epoch.images
             history.append({**asdict(epoch), "share_of_peak": epoch.images_per_s * flops / peak})
             run.log_epoch(history[-1])
+            return trial.goes_on(epoch.epoch, epoch.val_accuracy)
 
         started = time.perf_counter()
         try:
             fitted = fit_with_progress(model, train, val, params, dtype, on_epoch)
         except fit.Diverged as error:
+            trial.end("diverged")
             advice = f"lower train.lr (now {params.train.lr:g})"
             raise UserError(f"diverged: {error} is not a finite number; {advice}") from None
         summary = {
@@ -80,7 +83,9 @@ def main() -> None:
         arrays.write_json(ROOT / "metrics/train.json", summary)
         found = environment(device, dtype)
         arrays.write_json(ROOT / "metrics/run.json", {**run.record, "environment": found})
-        ended = "stopped early" if fitted.stopped_early else "finished"
+        ended = "finished"
+        if fitted.stopped_early:
+            ended = "pruned" if trial.pruned else "stopped early"
         run.set_tags({**found, "parameters": summary["parameters"], "ended": ended})
         run.log_metrics(
             {
@@ -96,6 +101,7 @@ def main() -> None:
         probabilities = torch.nn.Sequential(model.cpu(), torch.nn.Softmax(1)).eval()
         run.log_model(probabilities, train.images[:2].cpu().numpy(), stats.classes)
         run.register_model(summary.get("val_accuracy"))
+        trial.end(ended, summary.get("val_accuracy"))
     held_out = f", validation accuracy {summary['val_accuracy']:.2%}" if "val_accuracy" in summary else ""
     print(
         f"train: best epoch {fitted.best_epoch} of {len(history)}{held_out}; {summary['seconds']:.0f} s, "
@@ -158,7 +164,7 @@ def fit_with_progress(
     val: Examples,
     params: Params,
     dtype: torch.dtype,
-    on_epoch: Callable[[fit.Epoch], None],
+    on_epoch: Callable[[fit.Epoch], bool],
 ) -> fit.Fitted:
     """Call `fit.fit`, showing a bar and a line an epoch."""
     given = params.train.model_dump(exclude={"device", "precision"})
@@ -175,7 +181,7 @@ def fit_with_progress(
             )
             progress_bar.update(100 * progress.share - progress_bar.n)
 
-        def show_and_pass_on(epoch: fit.Epoch) -> None:
+        def show_and_pass_on(epoch: fit.Epoch) -> bool:
             validated = ""
             if epoch.val_loss is not None:
                 validated = f"; val loss {epoch.val_loss:.4f}, accuracy {epoch.val_accuracy:.2%}"
@@ -183,7 +189,7 @@ def fit_with_progress(
                 f"epoch {epoch.epoch:3d}: train loss {epoch.train_loss:.4f}, accuracy {epoch.train_accuracy:.2%}"
                 f"{validated}; {epoch.seconds:.1f} s, {epoch.images_per_s:,.0f} images/s"
             )
-            on_epoch(epoch)
+            return on_epoch(epoch)
 
         return fit.fit(model, train, val, settings, show, show_and_pass_on)
 

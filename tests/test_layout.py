@@ -12,7 +12,7 @@ from vision.stage import ROOT
 
 STAGES = ("download", "preprocess", "train", "evaluate", "report")
 CORE = {"augment", "warp", "color", "mix", "batches", "device", "speed", "models", "optim", "average", "infer", "fit"}
-NO_DEPENDENCY = {"params", "stage", "progress", "workers", "run", "events", "registry", "tracking"}
+NO_DEPENDENCY = {"params", "stage", "progress", "trials", "workers", "run", "events", "registry", "tracking"}
 """What changes no output, so that no stage depends on it; dvc.yaml says so at its top."""
 
 

@@ -44,10 +44,10 @@ class _Both(Run):
         for name, value in epoch_metrics(row).items():
             self._writer.add_scalar(name, value, int(row["epoch"] or 0))
 
-    def log_metrics(self, figures: Mapping[str, float]) -> None:
-        self._run.log_metrics(figures)
+    def log_metrics(self, figures: Mapping[str, float], step: int = 0) -> None:
+        self._run.log_metrics(figures, step)
         for name, value in figures.items():
-            self._writer.add_scalar(name, value)
+            self._writer.add_scalar(name, value, step)
 
     def log_figure(self, name: str, figure: "Figure") -> None:
         self._run.log_figure(name, figure)

@@ -111,7 +111,7 @@ def fit(
     val: Examples,
     settings: Settings,
     on_progress: Callable[[Progress], None] = lambda progress: None,
-    on_epoch: Callable[[Epoch], None] = lambda epoch: None,
+    on_epoch: Callable[[Epoch], bool | None] = lambda epoch: None,
 ) -> Fitted:
     """Train `model` in place; what it holds at the end are the weights of the epoch that `settings.keep` asks for.
 
@@ -129,7 +129,7 @@ def fit(
         val: the validation split; may hold no images.
         settings: how to train.
         on_progress: called several times a second.
-        on_epoch: called at the end of each epoch.
+        on_epoch: called at the end of each epoch; False ends training.
 
     Raises:
         Diverged: the loss is not finite.
@@ -225,11 +225,13 @@ def fit(
                 images_per_s=told.images_per_s,
             )
         )
-        on_epoch(history[-1])
+        goes_on = on_epoch(history[-1]) is not False
         score = _score(history[-1], settings.keep)
         if score > best_score:
             best_score, best_epoch, best_weights = score, epoch, _copied(kept)
         elif settings.patience is not None and epoch - max(best_epoch, settings.freeze) >= settings.patience:
+            goes_on = False
+        if not goes_on:
             break
     model.load_state_dict(best_weights)
     return Fitted(history, best_epoch, stopped_early=len(history) < settings.epochs)

@@ -77,7 +77,7 @@ def render(params: Params, results: Results) -> str:
     light, dark = charts(results, "light"), charts(results, "dark")
     return environment.get_template("page.html.jinja").render(
         results=results,
-        params=params.model_dump(),
+        params=params.model_dump(exclude={"search"}),
         charts={name: _chart(light[name], dark[name]) for name in light if name != "confusion_matrix"},
         heat=heat(results.confusion),
         pairs=confused_pairs(results, surest, params.report.confused_pairs),

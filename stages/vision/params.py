@@ -1,13 +1,24 @@
 """The schema of params.yaml, and `load_params()`: the whole file is checked before a stage does anything."""
 
 import difflib
+import math
 import re
 from collections.abc import Hashable
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, cast, get_args
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from vision.stage import ROOT, UserError
@@ -182,6 +193,48 @@ class Tracking(Section):
     tensorboard: bool
 
 
+def _finite(value: Any) -> Any:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise PydanticCustomError("finite", "Input should be a finite number")
+    return value
+
+
+Number = Annotated[float, PlainValidator(_finite)]
+"""A whole number stays one."""
+
+
+class Searched(Section):
+    """A parameter to search, from `low` to `high` or among `choices`; only here may keys be left out."""
+
+    parameter: Annotated[str, Field(min_length=1)]
+    low: Number | None = None
+    high: Number | None = None
+    log: bool = False
+    choices: Annotated[list[Any], Field(min_length=1)] | None = None
+
+    @model_validator(mode="after")
+    def _a_range_or_choices(self) -> "Searched":
+        if self.choices is not None:
+            if (self.low, self.high, self.log) != (None, None, False):
+                raise PydanticCustomError("range", "Value should have either choices, or low and high")
+        elif self.low is None or self.high is None or self.low >= self.high:
+            raise PydanticCustomError("range", "Value should have choices, or low and a higher high")
+        elif self.log and self.low <= 0:
+            raise PydanticCustomError("range", "Value should have a low above 0, as log is true")
+        return self
+
+
+class Search(Section):
+    """The search for better parameters."""
+
+    study: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$", max_length=100)]
+    trials: Count
+    jobs: Annotated[int, Field(ge=1, le=256)]
+    sampler: Literal["tpe", "random"]
+    pruner: Literal["median", "halving"] | None
+    space: Annotated[list[Searched], Field(min_length=1, max_length=50)]
+
+
 class Params(Section):
     """All of params.yaml."""
 
@@ -193,6 +246,7 @@ class Params(Section):
     evaluate: Evaluate
     report: Report
     tracking: Tracking
+    search: Search
 
 
 def load_params(path: Path = ROOT / "params.yaml") -> Params:
@@ -201,7 +255,15 @@ def load_params(path: Path = ROOT / "params.yaml") -> Params:
     Raises:
         UserError: one line for each mistake in the file, all of them at once.
     """
-    document = _read_yaml(path)
+    return checked(_read_yaml(path), path.name)
+
+
+def checked(document: object, where: str) -> Params:
+    """The parameters that a document holds.
+
+    Raises:
+        UserError: one line for each mistake, beginning with `where`.
+    """
     try:
         return Params.model_validate(document)
     except ValidationError as error:
@@ -209,7 +271,18 @@ def load_params(path: Path = ROOT / "params.yaml") -> Params:
         meant = {_nearest(details["loc"]) for details in mistakes if details["type"] == "extra_forbidden"}
         # A key that is missing because it is misspelt is one mistake, not two.
         told = [one for one in mistakes if not (one["type"] == "missing" and _path(one["loc"]) in meant)]
-        raise UserError("\n".join(f"{path.name}: {_explain(details)}" for details in told)) from None
+        raise UserError("\n".join(f"{where}: {_explain(details)}" for details in told)) from None
+
+
+def names(section: type[BaseModel] = Params, prefix: str = "") -> list[str]:
+    """The names of all parameters, as DVC writes them: `seed`, `train.lr`."""
+    found = []
+    for key, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            found += names(field.annotation, f"{prefix}{key}.")
+        else:
+            found.append(f"{prefix}{key}")
+    return found
 
 
 class _Loader(yaml.SafeLoader):
@@ -276,7 +349,9 @@ def _section(location: tuple[int | str, ...]) -> type[BaseModel]:
     """The section that holds the key at `location`."""
     section: type[BaseModel] = Params
     for part in location[:-1]:
-        section = cast(type[BaseModel], section.model_fields[str(part)].annotation)
+        if isinstance(part, str):
+            kind = section.model_fields[part].annotation
+            section = cast(type[BaseModel], get_args(kind)[0] if get_args(kind) else kind)  # of a list, of its items
     return section
 
 

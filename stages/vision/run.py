@@ -24,8 +24,8 @@ class Run:
     def log_epoch(self, row: Mapping[str, float | None]) -> None:
         """Record a row of metrics/history.csv at step `epoch`: `val_loss` as `val/loss`, `lr` as `train/lr`."""
 
-    def log_metrics(self, figures: Mapping[str, float]) -> None:
-        """Record final figures, such as `test/accuracy`, of the run and of its logged model."""
+    def log_metrics(self, figures: Mapping[str, float], step: int = 0) -> None:
+        """Record figures, such as `test/accuracy`, of the run and of its logged model; curves have steps."""
 
     def set_tags(self, sections: Mapping[str, object]) -> None:
         """Record other facts, nested keys as `section.key`; unlike a run's parameters they may be set again."""

@@ -32,8 +32,13 @@ def peak_memory() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def run_stage(main: Callable[[], None]) -> None:
-    """Run `main` as the stage named like its script, and exit with 0, 1 (an error) or 130 (interrupted)."""
+def run_stage(main: Callable[[], None], interrupted: str = "`dvc repro` begins this stage anew") -> None:
+    """Run `main` as the stage named like its script, and exit with 0, 1 (an error) or 130 (interrupted).
+
+    Args:
+        main: does the work.
+        interrupted: what is told whoever interrupts it.
+    """
     name = Path(sys.argv[0]).stem
     started = time.perf_counter()
     # A polite kill unwinds like Ctrl-C, so that temporary files go and the MLflow run is closed.
@@ -43,7 +48,7 @@ def run_stage(main: Callable[[], None]) -> None:
     except UserError as error:
         _fail(name, str(error), status=1)
     except KeyboardInterrupt:
-        _fail(name, "interrupted; `dvc repro` begins this stage anew", status=130)
+        _fail(name, f"interrupted; {interrupted}", status=130)
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise

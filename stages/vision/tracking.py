@@ -15,7 +15,7 @@ import sys
 import textwrap
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,20 +46,53 @@ _SQLITE = "sqlite:///"
 
 
 @contextmanager
-def training_run(params: Params, stats: Stats) -> Iterator[Run]:
+def training_run(params: Params, stats: Stats, tags: Mapping[str, str] | None = None) -> Iterator[Run]:
     """Open a run for the block: FINISHED when it ends well, KILLED when interrupted, FAILED otherwise.
 
     It starts with the parameters that make the model, the data, and where both come from. It is called like the DVC
     experiment where there is one, else `<model name>-<Git commit>`. Its tag `ended` says why it ended. While it is
     open, MLflow samples the use of CPU, memory and GPU. TensorBoard's files go beside it, if asked for.
 
+    Args:
+        params: the whole of params.yaml.
+        stats: of the data.
+        tags: what else is to be told of the run.
+
     Raises:
         UserError: the MLflow store cannot be used, or stops answering.
     """
     name = os.environ.get("DVC_EXP_NAME") or "-".join(filter(None, [params.model.name, _git("rev-parse", "HEAD")[:7]]))
     folder = events.new_folder(name) if params.tracking.tensorboard else None
-    with _mlflow_run(params, stats, name) as run, events.beside(run, main_root(ROOT), folder) as both:
+    with _mlflow_run(params, stats, name, tags or {}) as run, events.beside(run, main_root(ROOT), folder) as both:
         yield both
+
+
+@contextmanager
+def search_run(params: Params, run_id: str | None) -> Iterator[Run]:
+    """Open the run that stands above those of a search's trials, or go on with it; it ends as `training_run` does.
+
+    Args:
+        params: the whole of params.yaml.
+        run_id: of the run that an earlier process opened for the same search, if there is one.
+
+    Raises:
+        UserError: the MLflow store cannot be used, or stops answering.
+    """
+    if not params.tracking.enabled:
+        yield Run()
+        return
+    uri = _tracking_uri()
+    with _opening(uri):
+        client = _client(uri)
+        experiment_id = _experiment_id(client, params.tracking.experiment)
+        if run_id is None or not _is_there(client, run_id):
+            tags = _tags(_git("rev-parse", "HEAD")) | {"search.study": params.search.study}
+            run_id = client.create_run(experiment_id, tags=tags, run_name=params.search.study).info.run_id
+        else:
+            client.update_run(run_id, status="RUNNING")
+    run = _MlflowRun(client, _record(uri, experiment_id, run_id))
+    with _concluded(uri, run, lambda status: client.set_terminated(run_id, status)):
+        yield run
 
 
 @contextmanager
@@ -87,29 +120,36 @@ def resumed_run(settings: Tracking, record: Mapping[str, Any]) -> Iterator[Run]:
 
 
 @contextmanager
-def _mlflow_run(params: Params, stats: Stats, name: str) -> Iterator[Run]:
+def _mlflow_run(params: Params, stats: Stats, name: str, tags: Mapping[str, str]) -> Iterator[Run]:
     if not params.tracking.enabled:
         yield Run()
         return
     uri = _tracking_uri()
     with _opening(uri):
-        run = _start(uri, params, name)
+        run = _start(uri, params, name, tags)
     import mlflow
 
+    with _concluded(uri, run, mlflow.end_run):
+        run.describe(params, stats)
+        yield run
+
+
+@contextmanager
+def _concluded(uri: str, run: "_MlflowRun", end: Callable[[str], None]) -> Iterator[None]:
+    """For the block; then `end` gets the run's status, and its tag `ended` says why where it did not end well."""
     try:
         with _answering(uri):
-            run.describe(params, stats)
-            yield run
+            yield
     except BaseException as error:
         status, reason = "FAILED", str(error) or type(error).__name__
         if isinstance(error, KeyboardInterrupt):
             status, reason = "KILLED", "killed"
         with contextlib.suppress(Exception), _impatient():
             run.set_tags({"ended": reason})
-            mlflow.end_run(status)
+            end(status)
         raise
     with _answering(uri):
-        mlflow.end_run("FINISHED")
+        end("FINISHED")
 
 
 @contextmanager
@@ -153,8 +193,8 @@ class _MlflowRun(Run):
     def log_epoch(self, row: Mapping[str, float | None]) -> None:
         self._log(epoch_metrics(row), step=int(row["epoch"] or 0))
 
-    def log_metrics(self, figures: Mapping[str, float]) -> None:
-        self._log(figures, model_id=self._model_id)
+    def log_metrics(self, figures: Mapping[str, float], step: int = 0) -> None:
+        self._log(figures, step, self._model_id)
 
     def _log(self, figures: Mapping[str, float], step: int = 0, model_id: str | None = None) -> None:
         from mlflow.entities import Metric
@@ -204,22 +244,37 @@ class _MlflowRun(Run):
             register(self._client, self._registry, self._model_id, self._classes, val_accuracy)
 
 
-def _start(uri: str, params: Params, name: str) -> "_MlflowRun":
+def _start(uri: str, params: Params, name: str, tags: Mapping[str, str]) -> "_MlflowRun":
     client = _client(uri)
     import mlflow
 
     experiment_id = _experiment_id(client, params.tracking.experiment)
     commit = _git("rev-parse", "HEAD")
-    tags = _tags(commit)
-    run_id = client.create_run(experiment_id, tags=tags, run_name=name).info.run_id
+    all_tags = {**_tags(commit), **tags}
+    run_id = client.create_run(experiment_id, tags=all_tags, run_name=name).info.run_id
     # `mlflow.pytorch.log_model` and MLflow's system metrics go to the active run.
     mlflow.set_tracking_uri(uri)
     mlflow.start_run(run_id, log_system_metrics=True)
-    record = {"run_id": run_id, "experiment_id": experiment_id, "tracking_uri": _recorded(uri)}
-    registry = params.tracking.experiment if params.tracking.registry else None
-    record |= {"page": _page(uri, experiment_id, run_id), "name": name, "commit": commit}
-    record |= {"dirty": tags.get("mlflow.source.git.dirty", ""), "apply": tags.get("dvc.apply", "")}
-    return _MlflowRun(client, record, registry=registry)
+    record = _record(uri, experiment_id, run_id) | {"name": name, "commit": commit}
+    record |= {"dirty": all_tags.get("mlflow.source.git.dirty", ""), "apply": all_tags.get("dvc.apply", "")}
+    return _MlflowRun(client, record, registry=params.tracking.experiment if params.tracking.registry else None)
+
+
+def _record(uri: str, experiment_id: str, run_id: str) -> dict[str, str]:
+    """What finds a run again."""
+    page = _page(uri, experiment_id, run_id)
+    return {"run_id": run_id, "experiment_id": experiment_id, "tracking_uri": _recorded(uri), "page": page}
+
+
+def _is_there(client: "MlflowClient", run_id: str) -> bool:
+    from mlflow import MlflowException
+
+    try:
+        return client.get_run(run_id).info.lifecycle_stage == "active"
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return False
 
 
 def _find(uri: str, record: dict[str, str]) -> Run:

@@ -1,4 +1,4 @@
-"""Experiments that DVC's queue runs at once divide the cores; each taking all, they would wait for one another."""
+"""Experiments that run at once divide the cores; each taking all, they would wait for one another."""
 
 import os
 from pathlib import Path
@@ -6,11 +6,12 @@ from pathlib import Path
 import psutil
 import torch
 
+from vision import trials
 from vision.stage import ROOT, main_root
 
 
 def share_cores() -> int:
-    """Have torch use this process's share of the cores: all, or those of one of the queue's workers.
+    """Have torch use this process's share of the cores: all, or those of a trial of a search or a worker of the queue.
 
     What OMP_NUM_THREADS says stays. With other threads sums are rounded otherwise, so that figures may differ a little.
 
@@ -18,7 +19,7 @@ def share_cores() -> int:
         The number of threads.
     """
     if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, torch.get_num_threads() // workers(ROOT)))
+        torch.set_num_threads(max(1, torch.get_num_threads() // max(workers(ROOT), trials.jobs())))
     return torch.get_num_threads()
 
 

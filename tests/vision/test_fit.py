@@ -177,6 +177,20 @@ def test_the_best_epochs_weights_are_kept_and_patience_ends_training() -> None:
     assert model.validations == 2
 
 
+def test_training_ends_where_the_caller_says_so() -> None:
+    train, val = striped(300, seed=1), striped(100, seed=2)
+    told: list[int] = []
+
+    def until_the_second(epoch: fit.Epoch) -> bool:
+        told.append(epoch.epoch)
+        return epoch.epoch < 2
+
+    fitted = fit.fit(network(train), train, val, replace(SETTINGS, epochs=5), on_epoch=until_the_second)
+    assert told == [1, 2]
+    assert (len(fitted.history), fitted.stopped_early) == (2, True)
+    assert fitted.best_epoch in told
+
+
 def test_patience_begins_when_the_whole_network_trains() -> None:
     train = striped(60, seed=1)
     val = Examples(train.images, torch.zeros_like(train.labels))

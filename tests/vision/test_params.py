@@ -32,8 +32,12 @@ def test_the_projects_own_file_is_valid_and_every_key_has_a_comment() -> None:
     params = load_params()
     assert params.train.lr > 0
     lines = [line for line in TEXT.splitlines() if line.strip() and not line.startswith("#")]
-    bare = [line for line in lines if "#" not in line]
+    bare = [line for line in lines if "#" not in line and not line.strip().startswith("-")]
     assert bare == [f"{name}:" for name in Params.model_fields if name != "seed"]
+
+
+def space(**bounds: object) -> dict[str, object]:
+    return {"space": [{"parameter": "train.lr", **bounds}]}
 
 
 @pytest.mark.parametrize(
@@ -108,6 +112,24 @@ def test_the_projects_own_file_is_valid_and_every_key_has_a_comment() -> None:
             "params.yaml: preprocess.fold: must be less than preprocess.folds, which is 5 (got 5)",
         ),
         ("preprocess", {"image_size": 4}, "params.yaml: preprocess.image_size: must be greater than or equal to 8"),
+        ("search", {"study": "a b"}, "params.yaml: search.study: must match pattern"),
+        ("search", {"space": []}, "params.yaml: search.space: must have at least 1 item (got [])"),
+        ("search", space(), "params.yaml: search.space.0: must have choices, or low and a higher high (got {"),
+        ("search", space(low=1), "params.yaml: search.space.0: must have choices, or low and a higher high (got {"),
+        ("search", space(low=2, high=1), "params.yaml: search.space.0: must have choices, or low and a higher high"),
+        (
+            "search",
+            space(low=0, high=1, log=True),
+            "params.yaml: search.space.0: must have a low above 0",
+        ),
+        ("search", space(low=0, high=1, choices=[1]), "params.yaml: search.space.0: must have either choices, or low"),
+        ("search", space(choices=[]), "params.yaml: search.space.0.choices: must have at least 1 item (got [])"),
+        ("search", space(low="a", high=1), "params.yaml: search.space.0.low: must be a finite number (got 'a')"),
+        (
+            "search",
+            space(low=0, hihg=1),
+            "params.yaml: search.space.0.hihg: unknown key; did you mean search.space.0.high?",
+        ),
         ("evaluate", {"batch_size": 10**30}, "params.yaml: evaluate.batch_size: must be less than or equal to 1000000"),
     ],
 )

@@ -1,0 +1,171 @@
+"""A search by the real Optuna, DVC and MLflow: killed, gone on with, trials ended early, and what it refuses."""
+
+import fcntl
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import optuna
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from optuna.trial import FrozenTrial, TrialState
+from project import Project, clone
+
+SEARCH: dict[str, object] = {
+    "study": "rates",
+    "trials": 3,
+    "jobs": 2,
+    "sampler": "random",
+    "pruner": "halving",
+    "space": [
+        {"parameter": "train.lr", "choices": [1e-6, 0.1]},  # one that learns nothing, and one that does
+        {"parameter": "train.other_lr", "low": 0.01, "high": 0.02, "log": True},
+        {"parameter": "train.crop_padding", "low": 0, "high": 2},
+    ],
+}
+
+
+def trials(project: Project) -> list[FrozenTrial]:
+    if not (project.root / "optuna.db").exists():
+        return []
+    return optuna.load_study(study_name="rates", storage=f"sqlite:///{project.root / 'optuna.db'}").trials
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A search that was killed when its first two trials had begun to train."""
+    project = clone(tmp_path_factory.mktemp("search"))
+    project.set(search=SEARCH)
+    project.commit("what to search")
+    project.run("dvc", "repro", "preprocess")
+    search = project.start("python", "stages/search.py")
+    deadline = time.monotonic() + 200
+    while not any(trial.intermediate_values for trial in trials(project)[:2]) or len(trials(project)) < 2:
+        assert search.poll() is None, search.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    search.send_signal(signal.SIGKILL)
+    search.wait()
+    return project
+
+
+@pytest.fixture(scope="module")
+def searched(killed: Project) -> Project:
+    """The same, started again, with one trial at a time, and now at its end."""
+    killed.set(search={"jobs": 1})
+    output = killed.run("python", "stages/search.py")
+    (killed.root / "printed").write_text(output)
+    return killed
+
+
+@pytest.fixture(scope="module")
+def runs(searched: Project) -> dict[str, Run]:
+    """The finished runs in MLflow by their names."""
+    client = MlflowClient(f"sqlite:///{searched.root / 'mlflow.db'}")
+    found = client.search_runs([client.get_experiment_by_name("cifar10").experiment_id])  # type: ignore[union-attr]
+    return {run.info.run_name: run for run in found if run.info.status == "FINISHED"}
+
+
+@pytest.mark.timeout(600)
+def test_a_killed_search_makes_the_trials_that_are_missing(searched: Project) -> None:
+    made = trials(searched)
+    over = [trial for trial in made if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
+    assert len(over) == 3
+    given_up = [trial.params for trial in made if trial.state == TrialState.FAIL]
+    assert len(given_up) == 2
+    assert [trial.params for trial in over[:2]] == given_up
+
+
+def test_each_trial_is_an_experiment_and_a_whole_run_below_that_of_the_search(
+    searched: Project, runs: dict[str, Run]
+) -> None:
+    experiments = searched.run("dvc", "exp", "list", "--name-only").split()
+    parent = runs["rates"]
+    for trial in trials(searched)[2:]:
+        name = f"rates-{trial.number}"
+        assert name in experiments
+        run = runs[name]
+        assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert run.data.tags["search.trial"] == str(trial.number)
+        assert run.data.tags["dvc.apply"] == f"dvc exp apply {name}"
+        assert {"test/accuracy", "val/best_accuracy"} <= run.data.metrics.keys()
+        assert trial.user_attrs["val_accuracy"] == run.data.metrics["val/best_accuracy"]
+        assert {key: json.loads(run.data.params[key]) for key in trial.params} == trial.params
+
+
+def test_trials_that_do_badly_end_early(searched: Project, runs: dict[str, Run]) -> None:
+    over = trials(searched)[2:]
+    assert {(trial.params["train.lr"], trial.state) for trial in over} == {
+        (0.1, TrialState.COMPLETE),
+        (1e-6, TrialState.PRUNED),
+    }
+    for trial in over:
+        pruned = trial.state == TrialState.PRUNED
+        assert max(trial.intermediate_values) == (1 if pruned else 3)
+        assert runs[f"rates-{trial.number}"].data.tags["ended"] == ("pruned" if pruned else "finished")
+
+
+def test_the_search_says_what_was_best(searched: Project, runs: dict[str, Run]) -> None:
+    best = max((one for one in trials(searched) if one.state == TrialState.COMPLETE), key=lambda one: one.value or 0)
+    last = (searched.root / "printed").read_text().splitlines()[-2]
+    assert f"rates-{best.number}, validation accuracy {best.value:.2%}" in last
+    assert f"`dvc exp apply rates-{best.number}`" in last
+    parent = runs["rates"].data
+    assert parent.tags["mlflow.note.content"].splitlines()[2].startswith(f"| rates-{best.number} | {best.value:.2%} |")
+    assert parent.tags["ended"] == "finished"
+
+
+def test_a_search_that_is_over_has_nothing_to_do(searched: Project) -> None:
+    output = searched.run("python", "stages/search.py")
+    assert "the best of 3 trials" in output
+    assert len(trials(searched)) == 5
+
+
+def test_other_parameters_are_another_study(searched: Project) -> None:
+    searched.set(train={"epochs": 2})
+    output = searched.run("python", "stages/search.py", status=1)
+    assert "search.study: rates was begun with other parameters (train.epochs)" in output
+    searched.set(train={"epochs": 3})
+
+
+def test_names_of_experiments_are_not_taken_twice(searched: Project) -> None:
+    (searched.root / "optuna.db").rename(searched.root / "old.db")
+    output = searched.run("python", "stages/search.py", status=1)
+    (searched.root / "old.db").rename(searched.root / "optuna.db")
+    assert "search.study: there are experiments of that name already" in output
+    assert "`dvc exp remove rates-" in output
+    assert "Traceback" not in output
+
+
+def test_two_searches_at_once_are_refused(searched: Project) -> None:
+    with (searched.root / ".dvc/tmp/search/lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        output = searched.run("python", "stages/search.py", status=1)
+    assert "another search is running" in output
+
+
+def test_ctrl_c_ends_the_trials_too(searched: Project) -> None:
+    searched.set(search={"trials": 4})
+    search = searched.start("python", "stages/search.py")
+    log = searched.root / ".dvc/tmp/search/rates-5.log"
+    deadline = time.monotonic() + 100
+    while not (log.exists() and "stages/train.py" in log.read_text()):
+        assert search.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    os.killpg(search.pid, signal.SIGINT)
+    output, _ = search.communicate(timeout=60)
+    assert search.returncode == 130, output
+    assert "search: interrupted" in output
+    assert "Traceback" not in output
+    assert not any(works_in(searched.root, Path("/proc") / pid) for pid in os.listdir("/proc") if pid.isdigit())
+
+
+def works_in(folder: Path, process: Path) -> bool:
+    try:
+        return (process / "cwd").resolve().is_relative_to(folder)
+    except OSError:
+        return False
