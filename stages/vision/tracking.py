@@ -39,6 +39,7 @@ _QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_DISABLE_AGENT_HINT": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # the address as the user gave it, with the password
     "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # whatever matters is raised as well; log lines would come with tracebacks
 }
 _IMPATIENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}
@@ -367,8 +368,8 @@ def _page(uri: str, experiment_id: str, run_id: str) -> str:
 
 
 def _public(uri: str) -> str:
-    """The URI without a user name and password."""
-    return re.sub(r"//[^/@]*@", "//", uri)
+    """The URI without a user name, a password (which may have an @ or, in SQLAlchemy's, a slash) and options."""
+    return re.sub(r"://[^/].*@", "://", uri).partition("?")[0]
 
 
 def _tags(commit: str) -> dict[str, str]:
@@ -451,7 +452,7 @@ def _impatient() -> Iterator[None]:
 
 def _trouble(uri: str, error: Exception) -> UserError:
     """One line of what MLflow says in many: what urllib3 or SQLite meant, or else how the message begins."""
-    text = str(error)
+    text = str(error).replace(uri, _public(uri))
     cause = re.search(r"Caused by \w+\(.*?: (.*?)['\"]\)|\(sqlite3\.\w+\) (.*)", text)
     beginning = text.partition(" Response body")[0].partition("\n")[0]
     reason = textwrap.shorten(cause[1] or cause[2] if cause else beginning, 200)
