@@ -1,53 +1,194 @@
-"""Experiments that two workers of DVC's queue run at once."""
+"""Experiments that two workers of DVC's queue run at once, and the ways between them and their runs in MLflow.
+
+The tests share one clone and go on from each other's results, in the order of this file.
+"""
 
 import os
+import signal
+import socket
 import subprocess
 import sys
 import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import experiments
 import pytest
+import torch
+import yaml
 from mlflow import MlflowClient
-from project import Project, clone
+from mlflow.entities import Run
+from project import REPOSITORY, Project
+
+TIMES = {"seconds", "images_per_s", "share_of_peak", "peak_tflops"}
+"""The figures that are others each time."""
+ALONE = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+"""The environment without the share of the cores that the tests set for themselves; it would be left as it is."""
 
 
-def wait_for_the_queue(project: Project) -> str:
-    """What `dvc queue status` says when nothing is left to do."""
-    deadline = time.monotonic() + 500
-    while True:
-        status = project.run("dvc", "queue", "status")
-        if "Queued" not in status and "Running" not in status:
-            return status
-        assert time.monotonic() < deadline, status
-        time.sleep(2)
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A clone in which two workers have run an experiment each, at once."""
+    folder = tmp_path_factory.mktemp("queue")
+    words = ["--folder", str(folder), "-S", "seed=range(2)", "-S", "train.epochs=1"]
+    benchmark = subprocess.run(
+        [sys.executable, "benchmarks/experiments.py", *words], cwd=REPOSITORY, env=ALONE, capture_output=True, text=True
+    )
+    assert benchmark.returncode == 0, benchmark.stdout + benchmark.stderr
+    assert "| MLflow runs | 2 | 2 |" in benchmark.stdout
+    return Project(folder / "project", folder / "home")
+
+
+@pytest.fixture(scope="module")
+def names(project: Project) -> list[str]:
+    return list(experiments.committed(project))
+
+
+@pytest.fixture(scope="module")
+def client(project: Project) -> MlflowClient:
+    """Of the store that the experiments wrote to."""
+    return MlflowClient(f"sqlite:///{project.root / 'mlflow.db'}")
+
+
+def runs(client: MlflowClient, **options: Any) -> list[Run]:
+    experiment = client.get_experiment_by_name("cifar10")
+    assert experiment is not None
+    return list(client.search_runs([experiment.experiment_id], **options))
+
+
+def wrong(project: Project, names: list[str]) -> list[str]:
+    return [count.what for count in experiments.counts(project, names) if count.found != count.wanted]
 
 
 @pytest.mark.timeout(600)
-def test_each_is_a_whole_run_in_the_main_checkout_and_has_its_share_of_the_cores(tmp_path: Path) -> None:
-    project = clone(tmp_path)
-    program = "import torch; print(torch.get_num_threads())"
-    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
-    alone = int(subprocess.check_output([sys.executable, "-c", program], env=environment))
-    # What the tests set for themselves would be left as it is.
-    project.run(
-        "env", "-u", "OMP_NUM_THREADS", "dvc", "exp", "run", "--queue", "-S", "seed=range(3)", "-S", "train.epochs=1"
-    )
-    project.run("env", "-u", "OMP_NUM_THREADS", "dvc", "queue", "start", "-j", "2")
-    status = wait_for_the_queue(project)
-    assert status.count("Success") == 3, status
+def test_each_is_a_whole_run_in_the_main_checkout(project: Project, names: list[str]) -> None:
+    assert len(names) == 2
+    assert wrong(project, names) == []
 
-    client = MlflowClient(f"sqlite:///{project.root / 'mlflow.db'}")
-    runs = client.search_runs([client.get_experiment_by_name("cifar10").experiment_id])  # type: ignore[union-attr]
-    assert sorted(run.data.params["seed"] for run in runs) == list("012")
-    for run in runs:
-        assert (run.info.status, run.data.tags["ended"]) == ("FINISHED", "finished")
-        assert {"test/accuracy", "val/accuracy"} <= run.data.metrics.keys()
-        assert {file.path for file in client.list_artifacts(run.info.run_id, "report")} == {"report/index.html"}
-        assert run.data.tags["dvc.apply"] == f"dvc exp apply {run.info.run_name}"
-    # Two began together; the last may have been alone.
-    first = sorted(runs, key=lambda run: run.info.start_time)[:2]
-    assert [int(run.data.tags["threads"]) for run in first] == [max(1, alone // 2)] * 2
-    versions = client.search_model_versions("name = 'cifar10'")
-    best = max(float(version.tags["val_accuracy"]) for version in versions)
-    assert len(versions) == 3
-    assert float(client.get_model_version_by_alias("cifar10", "champion").tags["val_accuracy"]) == best
+
+def test_each_has_its_share_of_the_cores(client: MlflowClient) -> None:
+    program = "import torch; print(torch.get_num_threads())"
+    alone = int(subprocess.check_output([sys.executable, "-c", program], env=ALONE))
+    assert [int(run.data.tags["threads"]) for run in runs(client)] == [max(1, alone // 2)] * 2
+
+
+def test_what_is_missing_is_counted(project: Project, names: list[str], client: MlflowClient) -> None:
+    (run,) = runs(client, max_results=1)
+    client.set_tag(run.info.run_id, "dvc.apply", "dvc exp apply another")
+    left = project.root / ".dvc/tmp/exps/tmpx/mlflow.db"
+    left.parent.mkdir()
+    left.touch()
+    assert wrong(project, names) == [
+        "tags, what brings it back among them",
+        "copies and stores that experiments left behind",
+    ]
+    client.set_tag(run.info.run_id, "dvc.apply", run.data.tags["dvc.apply"])
+    left.unlink()
+    left.parent.rmdir()
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[str]:
+    """The address of an MLflow server."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    store = ["--backend-store-uri", f"sqlite:///{tmp_path}/server.db", "--artifacts-destination", f"{tmp_path}/files"]
+    with (tmp_path / "server.log").open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1", *store],
+            env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    try:
+        for _ in range(120):
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5)
+                break
+            except OSError:
+                assert process.poll() is None, (tmp_path / "server.log").read_text()
+                time.sleep(1)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(timeout=30)
+
+
+def test_an_experiment_from_a_subdirectory_in_a_copy_is_whole_on_a_server(
+    project: Project, client: MlflowClient, server: str
+) -> None:
+    here = len(runs(client))
+    subdirectory = replace(project, root=project.root / "stages")
+    # DVC takes both files from the working directory otherwise.
+    words = ["--temp", "--name", "served", "-S", "../params.yaml:train.epochs=1", "../dvc.yaml"]
+    subdirectory.run("env", f"MLFLOW_TRACKING_URI={server}", "dvc", "exp", "run", *words)
+    remote = MlflowClient(server)
+    (run,) = runs(remote)
+    assert run.info.run_name == "served"
+    assert [what for what, check in experiments.CHECKS.items() if not check(project, remote, run)] == []
+    assert remote.get_model_version_by_alias("cifar10", "champion").run_id == run.info.run_id
+    record = yaml.safe_load(project.run("git", "show", f"{experiments.committed(project)['served']}:metrics/run.json"))
+    page = f"{server}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+    assert (record["mlflow"]["tracking_uri"], record["mlflow"]["page"]) == (server, page)
+    assert len(runs(client)) == here
+    assert not (subdirectory.root / "mlflow.db").exists()
+
+
+def test_from_a_run_in_mlflow_back_to_its_files_and_to_the_same_model_again(
+    project: Project, client: MlflowClient
+) -> None:
+    run, *_ = runs(client, order_by=["metrics.`val/best_loss` ASC"])
+    tags = run.data.tags
+    commit = project.run("git", "rev-parse", "HEAD").strip()
+    assert (tags["mlflow.source.git.commit"], tags["dvc.baseline_rev"]) == (commit, commit)
+    assert tags["mlflow.source.git.dirty"] == "true", "its parameters differ from those of the commit"
+
+    project.run(*tags["dvc.apply"].split())
+    assert project.json("metrics/run.json")["mlflow"]["run_id"] == run.info.run_id
+    assert project.json("metrics/run.json")["mlflow"]["name"] == tags["dvc.experiment"]
+    processed, *_ = project.lock()["preprocess"]["outs"]
+    assert (processed["path"], processed["md5"]) == ("data/processed", tags["dvc.data"])
+    given = yaml.safe_load((project.root / "params.yaml").read_text())
+    for name, value in run.data.params.items():
+        place = given
+        for key in name.split("."):
+            place = place[key]
+        assert place == yaml.safe_load(value), name
+    before = {name: project.json(f"metrics/{name}.json") for name in ("train", "test")}
+    assert {f"test/{name}": value for name, value in before["test"].items()}.items() <= run.data.metrics.items()
+    assert before["train"]["val_accuracy"] == run.data.metrics["val/best_accuracy"]
+    assert_same_weights(client, run, project.root / "models/model.pt")
+
+    # The same number of threads: with others sums are rounded otherwise.
+    locked = project.lock()["train"]["outs"]
+    command = ["env", f"OMP_NUM_THREADS={tags['threads']}", "dvc", "repro", "--force", "--single-item"]
+    project.run(*command, "train", "evaluate")
+    again, *_ = runs(client, order_by=["attributes.start_time DESC"])
+    assert again.info.run_id == project.json("metrics/run.json")["mlflow"]["run_id"] != run.info.run_id
+    assert digest(project.lock()["train"]["outs"], "models/model.pt") == digest(locked, "models/model.pt")
+    for name, figures in before.items():
+        lasting = {key: value for key, value in figures.items() if key not in TIMES}
+        after = project.json(f"metrics/{name}.json")
+        # The training loss is summed up in parts, as the clock says, so that its last digits differ.
+        assert {key: after[key] for key in lasting} == pytest.approx(lasting, rel=1e-6)
+
+
+def assert_same_weights(client: MlflowClient, run: Run, file: Path) -> None:
+    """The logged model of a run is the one in the checkout's file."""
+    assert run.outputs is not None
+    (output,) = run.outputs.model_outputs
+    folder = Path(client.get_logged_model(output.model_id).artifact_location.removeprefix("file://"))
+    logged = torch.export.load(folder / "data/model.pt2").state_dict
+    here = torch.load(file, weights_only=True)
+    assert len(here) > 0
+    assert {name.partition(".")[2] for name in logged} == here.keys()
+    assert all(torch.equal(value, here[name.partition(".")[2]]) for name, value in logged.items())
+
+
+def digest(outs: list[dict[str, Any]], path: str) -> str:
+    return next(out["md5"] for out in outs if out["path"] == path)
