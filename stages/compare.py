@@ -2,6 +2,7 @@
 
     python stages/compare.py
     python stages/compare.py --metric val_loss --metric accuracy
+    python stages/compare.py --each                     # a line for each experiment, the best one first
 
 A figure is the mean and the sample standard deviation (n - 1) over the experiments of the line.
 """
@@ -10,7 +11,7 @@ import argparse
 import statistics
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import dvc.api
@@ -34,7 +35,9 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description="means and standard deviations of experiments over seeds and folds")
     parser.add_argument("--metric", action="append", help="what to compare, as often as you like", metavar="NAME")
-    wanted = parser.parse_args().metric or METRICS
+    parser.add_argument("--each", action="store_true", help="a line for each, sorted by the first metric")
+    options = parser.parse_args()
+    wanted = options.metric or METRICS
 
     # First comes the workspace, then the commit that the experiments started from.
     try:
@@ -55,9 +58,16 @@ def main() -> None:
             finished.append(row)
 
     columns = [column(name, finished) for name in wanted]
-    lines = [["n", *wanted, "experiments"]]  # the last is as long as the list of changed parameters
-    for title, rows in sorted(grouped(finished, baseline).items()):
-        lines.append([str(len(rows)), *(spread(rows, name) for name in columns), title or "default"])
+    # What was changed may be long, so it comes last.
+    if options.each:
+        lines = [["experiment", *wanted, "changed"]]
+        for row in sorted(finished, key=lambda row: spread([row], columns[0]), reverse=True):
+            figures = [spread([row], name) for name in columns]
+            lines.append([row["Experiment"] or row["rev"], *figures, changed(row, baseline) or "nothing"])
+    else:
+        lines = [["n", *wanted, "experiments"]]
+        for title, rows in sorted(grouped(finished, baseline).items()):
+            lines.append([str(len(rows)), *(spread(rows, name) for name in columns), title or "default"])
     print(aligned(lines))
     if left_out:
         print("not counted: " + ", ".join(f"{count} {why}" for why, count in left_out.items()))
@@ -79,12 +89,16 @@ def column(metric: str, rows: Sequence[Row]) -> str:
 
 def grouped(rows: Sequence[Row], baseline: Row) -> dict[str, list[Row]]:
     """The experiments by what they changed in the baseline's parameters, other than the seed and the fold."""
-    compared = [name for name in PARAMETERS if name not in REPEATED]
     groups = defaultdict(list)
     for row in rows:
-        changed = [f"{name}={plain(row.get(name))}" for name in compared if row.get(name) != baseline.get(name)]
-        groups[" ".join(changed)].append(row)
+        groups[changed(row, baseline, REPEATED)].append(row)
     return groups
+
+
+def changed(row: Row, baseline: Row, leaving_out: Collection[str] = ()) -> str:
+    """What an experiment changed in the baseline's parameters, as words for `-S`."""
+    names = [name for name in PARAMETERS if name not in leaving_out and row.get(name) != baseline.get(name)]
+    return " ".join(f"{name}={plain(row.get(name))}" for name in names)
 
 
 def plain(value: object) -> str:

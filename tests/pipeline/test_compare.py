@@ -63,6 +63,17 @@ def test_any_metric_can_be_asked_for(project: Project) -> None:
     assert line.endswith("in several files; say which: metrics/test.json:seconds, metrics/train.json:seconds")
 
 
+def test_each_experiment_can_have_a_line_the_best_one_first(project: Project) -> None:
+    head, *lines, last = compare(project, "--each", "--metric", "accuracy")
+    assert re.split(r"\s{2,}", head) == ["experiment", "accuracy", "changed"]
+    cells = [re.split(r"\s{2,}", line) for line in lines]
+    assert {name for name, *_ in cells} == set(project.run("dvc", "exp", "list", "--name-only").split())
+    scores = sorted(recorded(project, "metrics/test.json", "accuracy"), reverse=True)
+    assert [score for _, score, _ in cells] == [f"{score:.4f}" for score in scores]
+    assert {words for *_, words in cells} == {"preprocess.folds=2", "preprocess.folds=2 preprocess.fold=1"}
+    assert last == "not counted: 1 queued, 1 failed"
+
+
 def test_an_experiment_that_ran_twice_counts_once(project: Project) -> None:
     before = compare(project)[1]
     project.run("dvc", "exp", "run", "--temp", "-n", "again", "-S", "preprocess.folds=2", "-S", "preprocess.fold=1")
