@@ -1,13 +1,16 @@
 """The benchmark scripts run, on data so small that their figures mean nothing."""
 
 import itertools
+import json
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import notebooks
 import numpy as np
+import overhead
 import pytest
 import speed
 import torch
@@ -201,3 +204,46 @@ def test_augment_prints_a_row_for_every_kind() -> None:
     for _, (theirs, ours, ratio, spread, *_) in kinds:
         assert all(float(cell.replace(",", "")) > 0 for cell in (theirs, ours))
         assert spread == f"{ratio}, {ratio}"
+
+
+def test_each_moment_goes_to_the_innermost_cause() -> None:
+    started = time.perf_counter()
+    clock = overhead.Clock()
+    with clock.during("outer"):
+        clock.around(time.sleep, "inner")(0.2)
+        time.sleep(0.1)
+    clock.switch("end")
+    start = clock.spent.pop(overhead.START)
+    assert start.wall == start.cpu > 0
+    assert set(clock.spent) == {overhead.WORK, "outer", "inner"}
+    assert clock.spent["inner"].wall >= 0.2
+    assert clock.spent["outer"].wall >= 0.1
+    assert clock.spent["inner"].cpu < 0.1, "sleeping takes no time of the CPU"
+    assert sum(cost.wall for cost in clock.spent.values()) <= time.perf_counter() - started
+
+
+STAGE = """
+import sys
+sys.path.insert(0, "stages")
+from vision import tracking
+from vision.params import load_params
+
+settings = load_params().tracking.model_copy(update={"enabled": False})
+with tracking.resumed_run(settings, {"mlflow": None, "tensorboard": None}) as run:
+    run.log_metrics({"test/accuracy": 0.5})
+"""
+
+
+def test_a_stage_under_the_clock_says_what_it_spent_its_time_on(tmp_path: Path) -> None:
+    (tmp_path / "brew.py").write_text(STAGE)
+    process = run("benchmarks/overhead.py", "--into", str(tmp_path), "--stage", str(tmp_path / "brew.py"))
+    assert process.returncode == 0, process.stderr
+    spent = json.loads((tmp_path / "brew.json").read_text())
+    assert set(spent) == {overhead.START, overhead.IMPORTS, overhead.WORK, overhead.M_RUN, overhead.M_LOG}
+    assert spent[overhead.IMPORTS][0] == max(seconds for seconds, _ in spent.values())
+
+
+def test_overhead_says_what_is_wrong(tmp_path: Path) -> None:
+    assert run("benchmarks/overhead.py", "--rounds", "0").stderr == "overhead.py: --rounds must be at least 1\n"
+    elsewhere = run("benchmarks/overhead.py", "--beside", str(tmp_path)).stderr
+    assert elsewhere == f"overhead.py: --beside {tmp_path}: no dvc.yaml there; name a checkout of this project\n"

@@ -317,10 +317,31 @@ def _client(uri: str) -> "MlflowClient":
         if not database.exists():
             with replaced_file(database) as partial:  # an interrupted creation would never work again
                 partial.unlink(missing_ok=True)
-                MlflowClient(f"{_SQLITE}{partial}")
+                with _not_waiting_for_the_disk():
+                    MlflowClient(f"{_SQLITE}{partial}")
+                with partial.open("rb") as file:
+                    os.fsync(file)
         with contextlib.closing(sqlite3.connect(database)) as connection:
             connection.execute("PRAGMA schema_version")  # MLflow would try a damaged file again for minutes
         return MlflowClient(uri)
+
+
+@contextmanager
+def _not_waiting_for_the_disk() -> Iterator[None]:
+    """Have SQLite wait for the disk at no commit of the block.
+
+    MLflow makes the tables step by step through all of its versions; to wait after each of them takes five seconds.
+    """
+    from sqlalchemy import Engine, event
+
+    def connected(connection: sqlite3.Connection, record: object) -> None:
+        connection.execute("PRAGMA synchronous = OFF")
+
+    event.listen(Engine, "connect", connected)
+    try:
+        yield
+    finally:
+        event.remove(Engine, "connect", connected)
 
 
 def _experiment_id(client: "MlflowClient", name: str) -> str:
