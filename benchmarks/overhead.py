@@ -44,12 +44,14 @@ STAGES = ["download", "preprocess", "train", "evaluate", "report"]
 SMALL = {
     "model.convnet": {"widths": [8], "depth": 1},
     "train": {"epochs": 1, "batch_size": 5000, "image_scales": [0.25], "image_shares": [1.0]},
+    "search": {"trials": 1},
 }
 COMMANDS = {
     "`dvc repro` from scratch": ["dvc", "repro"],
     "`dvc repro` with nothing to do": ["dvc", "repro"],
     "`dvc exp run -S train.lr=0.1`": ["dvc", "exp", "run", "-S", "train.lr=0.1"],
     "`dvc exp run --temp -S train.lr=0.05`": ["dvc", "exp", "run", "--temp", "-S", "train.lr=0.05"],
+    "`python stages/search.py`, one trial": ["python", "stages/search.py"],
 }
 
 
