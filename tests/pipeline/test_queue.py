@@ -4,12 +4,8 @@ The tests share one clone and go on from each other's results, in the order of t
 """
 
 import os
-import signal
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +18,7 @@ import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from project import REPOSITORY, Project
+from servers import mlflow_server
 
 TIMES = {"seconds", "images_per_s", "share_of_peak", "peak_tflops"}
 """The figures that are others each time."""
@@ -93,30 +90,8 @@ def test_what_is_missing_is_counted(project: Project, names: list[str], client: 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[str]:
     """The address of an MLflow server."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    store = ["--backend-store-uri", f"sqlite:///{tmp_path}/server.db", "--artifacts-destination", f"{tmp_path}/files"]
-    with (tmp_path / "server.log").open("w") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1", *store],
-            env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-    try:
-        for _ in range(120):
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5)
-                break
-            except OSError:
-                assert process.poll() is None, (tmp_path / "server.log").read_text()
-                time.sleep(1)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(timeout=30)
+    with mlflow_server(f"sqlite:///{tmp_path}/server.db", tmp_path, workers=1) as address:
+        yield address
 
 
 def test_an_experiment_from_a_subdirectory_in_a_copy_is_whole_on_a_server(

@@ -6,11 +6,9 @@ The tests share their clones and go on from each other's results, in the order o
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from urllib.request import Request, urlopen
@@ -20,6 +18,7 @@ import pytest
 from mlflow import MlflowClient
 from moto.server import ThreadedMotoServer
 from project import Project, clone
+from servers import free_port, mlflow_server, wait_until
 
 POSTGRES = os.pathsep.join([os.environ["PATH"], *map(str, Path("/usr/lib/postgresql").glob("*/bin"))])
 """Where its programs are; Debian keeps them out of PATH."""
@@ -100,52 +99,10 @@ def database() -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def server(database: str, first: Project, folder: Path) -> Iterator[str]:
+def server(database: str, folder: Path) -> Iterator[str]:
     """The address of an MLflow server on PostgreSQL that keeps artifacts in a folder."""
-    port = free_port()
-    command = [
-        "mlflow",
-        "server",
-        "--backend-store-uri",
-        database,
-        "--artifacts-destination",
-        str(folder / "artifacts"),
-    ]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "2"]
-    environment = first.environment() | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # nine processes more
-    log = folder / "server.log"
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            command, cwd=folder, env=environment, stdout=output, stderr=output, start_new_session=True
-        )
-    try:
-        wait_until(lambda: answers(f"http://127.0.0.1:{port}/health"), process, log)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)  # its workers as well
-        process.wait(timeout=60)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def answers(url: str) -> bool:
-    try:
-        with urlopen(url, timeout=5) as response:
-            return response.status == 200
-    except OSError:
-        return False
-
-
-def wait_until(ready: Callable[[], bool], process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 120
-    while not ready():
-        assert process.poll() is None, log.read_text()
-        assert time.monotonic() < deadline, log.read_text()
-        time.sleep(0.2)
+    with mlflow_server(database, folder, workers=2) as address:
+        yield address
 
 
 def assert_nothing_runs(project: Project, made: Project, *command: str) -> None:
