@@ -51,7 +51,7 @@ def settings(params: Path, recipe: Path) -> Settings:
     found: Settings = {}
     open_sections = [(-1, found)]  # with their indentation
     for number, line in enumerate(params.read_text().splitlines(), start=1):
-        if not line.strip() or line.lstrip().startswith("#"):
+        if not line.strip() or line.lstrip().startswith(("#", "- {")):  # the lists of `search` train nothing
             continue
         parts = re.fullmatch(r"( *)(\w+): *([^#]*?) *(#.*)?", line)
         if not parts:

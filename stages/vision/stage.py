@@ -1,7 +1,5 @@
 """How a stage begins, ends and fails: a user's mistake becomes one line and a non-zero exit, never a traceback."""
 
-import atexit
-import gc
 import re
 import resource
 import signal
@@ -45,10 +43,6 @@ def run_stage(main: Callable[[], None], interrupted: str = "`dvc repro` begins t
     started = time.perf_counter()
     # A polite kill unwinds like Ctrl-C, so that temporary files go and the MLflow run is closed.
     signal.signal(signal.SIGTERM, _interrupt)
-    # Now and then, and before it ends, Python looks for garbage, which takes up to a second where torch and MLflow are
-    # imported. All that is there now stays to the end, and what is there at the end needs no tidying.
-    gc.freeze()
-    atexit.register(gc.freeze)
     try:
         main()
     except UserError as error:
