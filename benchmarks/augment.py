@@ -32,7 +32,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from torchvision.transforms import v2
 
 from vision.augment import Augment, Cutout
-from vision.batches import Examples, shuffled_batches
+from vision.batches import Examples, handfuls, shuffled
 from vision.color import ColorJitter
 from vision.device import choose, keep_freed_memory
 from vision.mix import Mix
@@ -125,8 +125,9 @@ def ours(kinds: set[str], examples: Examples, batch_size: int) -> Callable[[], N
     model = Classifier(nn.Identity(), HALF, HALF).to(device)
 
     def batches() -> Iterator[Tensor]:
-        for images, labels, numbers in shuffled_batches(examples, everything, batch_size, generator):
-            yield model.normalized(mix(cutout(jitter(rotate(augment(images, numbers)))), labels).images)
+        for handful in handfuls(examples, shuffled(everything, batch_size, generator), batch_size):
+            for images, labels, numbers in handful:
+                yield model.normalized(mix(cutout(jitter(rotate(augment(images, numbers)))), labels).images)
 
     def epoch() -> None:
         for _ in batches():

@@ -129,7 +129,8 @@ def ours(name: str, given: Settings, images: np.ndarray, labels: np.ndarray, tes
     keep_freed_memory()
     model = network(given, HALF, HALF)
     train = Examples(torch.tensor(images), torch.tensor(labels, dtype=torch.int64))
-    chosen = {key: value for key, value in given["train"].items() if key not in ("device", "precision")}
+    others = ("device", "precision", "checkpoint_seconds")
+    chosen = {key: value for key, value in given["train"].items() if key not in others}
 
     def tell(epoch: fit.Epoch) -> None:
         assert epoch.val_accuracy is not None  # of the weights that would be kept, an average if the recipe says so

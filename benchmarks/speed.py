@@ -89,7 +89,8 @@ def our_runs(
 ) -> Iterator[dict[str, float]]:
     """Train and test `options.repeats` times, seeded from `options.seed` on; warm up before on CUDA or to compile."""
     keep_freed_memory()
-    train_settings = {key: value for key, value in given["train"].items() if key not in ("device", "precision")}
+    others = ("device", "precision", "checkpoint_seconds")
+    train_settings = {key: value for key, value in given["train"].items() if key not in others}
     evaluate = given["evaluate"]
     kept: models.Classifier | None = None
     warm_up = 0.0

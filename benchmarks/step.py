@@ -24,7 +24,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from vision import models
 from vision.augment import Augment
-from vision.batches import Examples, shuffled_batches
+from vision.batches import Examples, handfuls, shuffled
 from vision.device import choose, keep_freed_memory
 from vision.infer import autocast
 from vision.optim import optimizers
@@ -52,9 +52,8 @@ def training_step(widths: list[int], batch_size: int, size: int) -> Callable[[],
     augment = Augment("alternate", 2, batch_size, generator)
 
     def step() -> None:
-        for batch in shuffled_batches(
-            Examples(images, labels), torch.arange(batch_size, device=device), batch_size, generator
-        ):
+        order = shuffled(torch.arange(batch_size, device=device), batch_size, generator)
+        for (batch,) in handfuls(Examples(images, labels), order, batch_size):
             shown = augment(batch.images, batch.numbers)
             with autocast(device, dtype):
                 logits = model(shown)

@@ -1,6 +1,6 @@
 """Fit the network to the training split and keep the best weights by validation; the run is recorded in MLflow."""
 
-from vision.stage import ROOT, UserError, out_of_memory, run_stage
+from vision.stage import ROOT, UserError, main_root, out_of_memory, run_stage
 
 # isort: split
 # What follows takes seconds to import; vision.stage stands before it so that Ctrl-C is one line even then.
@@ -10,13 +10,15 @@ from dataclasses import asdict
 
 import torch
 
-from vision import arrays, fit, models, speed, tracking, transfer, trials, weights, workers
+from vision import arrays, fit, identity, models, speed, tracking, transfer, trials, weights, workers
 from vision.arrays import Stats
 from vision.augment import shrunk
 from vision.batches import Examples
+from vision.checkpoint import checkpoints
 from vision.device import choose, environment, keep_freed_memory
 from vision.params import Params, load_params
 from vision.progress import bar
+from vision.training import State
 
 Row = dict[str, float | None]
 """A row of metrics/history.csv: an epoch's figures by name."""
@@ -52,61 +54,84 @@ def main() -> None:
         check(model, shrunk(train.images[:1], scale), scale)
 
     trial = trials.current(params)
-    with tracking.training_run(params, stats, trial.tags) as run:
-        history: list[Row] = []
-        work = 0.0
+    folder = main_root(ROOT) / "checkpoints" / identity.of_training(params, device, dtype)
+    with checkpoints(folder, params.train.checkpoint_seconds) as saved:
+        before = saved.latest()
+        if before:
+            print(f"train: {place(before)}", flush=True)
+        with tracking.training_run(params, stats, trial.tags, before["run"] if before else None) as run:
+            history: list[Row] = []
+            work = 0.0
 
-        def on_epoch(epoch: fit.Epoch) -> bool:
-            nonlocal work
-            # Of the epoch's size of images, and of the layers that it trained.
-            flops = speed.training_flops(model, shrunk(train.images[:1], epoch.image_scale))
-            work += flops * epoch.images
-            history.append({**asdict(epoch), "share_of_peak": epoch.images_per_s * flops / peak})
-            run.log_epoch(history[-1])
-            return trial.goes_on(epoch.epoch, epoch.val_accuracy)
+            def on_epoch(epoch: fit.Epoch) -> bool:
+                nonlocal work
+                # Of the epoch's size of images, and of the layers that it trained.
+                flops = speed.training_flops(model, shrunk(train.images[:1], epoch.image_scale))
+                work += flops * epoch.images
+                history.append({**asdict(epoch), "share_of_peak": epoch.images_per_s * flops / peak})
+                run.log_epoch(history[-1])
+                return trial.goes_on(epoch.epoch, epoch.val_accuracy)
 
-        started = time.perf_counter()
-        try:
-            fitted = fit_with_progress(model, train, val, params, dtype, on_epoch)
-        except fit.Diverged as error:
-            trial.end("diverged")
-            advice = f"lower train.lr (now {params.train.lr:g})"
-            raise UserError(f"diverged: {error} is not a finite number; {advice}") from None
-        summary = {
-            **summarize(fitted, work, peak),
-            "seconds": prepared + time.perf_counter() - started,
-            "peak_tflops": peak / 1e12,
-            "parameters": sum(p.numel() for p in model.parameters()),
-        }
-        weights.save(ROOT / "models", model, description)
-        arrays.write_csv(ROOT / "metrics/history.csv", list(history[0]), [list(row.values()) for row in history])
-        arrays.write_json(ROOT / "metrics/train.json", summary)
-        found = environment(device, dtype)
-        arrays.write_json(ROOT / "metrics/run.json", {**run.record, "environment": found})
-        ended = "finished"
-        if fitted.stopped_early:
-            ended = "pruned" if trial.pruned else "stopped early"
-        run.set_tags({**found, "parameters": summary["parameters"], "ended": ended})
-        run.log_metrics(
-            {
-                "train/best_epoch": summary["best_epoch"],
-                "train/total_seconds": summary["seconds"],
-                "train/mean_images_per_s": summary["images_per_s"],
-                "train/mean_share_of_peak": summary["share_of_peak"],
-                "train/peak_tflops": summary["peak_tflops"],
+            def on_checkpoint(state: Callable[[], State]) -> None:
+                saved.offer(lambda: {"fit": state(), "run": run.record, "seconds": seconds(), "saved": time.time()})
+
+            def seconds() -> float:
+                """What training has taken so far, in all processes."""
+                return (before["seconds"] if before else prepared) + time.perf_counter() - started
+
+            started = time.perf_counter()
+            try:
+                going_on = before["fit"] if before else None
+                fitted = fit_with_progress(model, train, val, params, dtype, on_epoch, on_checkpoint, going_on)
+            except fit.Diverged as error:
+                saved.clear()
+                trial.end("diverged")
+                advice = f"lower train.lr (now {params.train.lr:g})"
+                raise UserError(f"diverged: {error} is not a finite number; {advice}") from None
+            summary = {
+                **summarize(fitted, work, peak),
+                "seconds": seconds(),
+                "peak_tflops": peak / 1e12,
+                "parameters": sum(p.numel() for p in model.parameters()),
             }
-        )
-        if "val_accuracy" in summary:
-            run.log_metrics({f"val/best_{name}": summary[f"val_{name}"] for name in ("loss", "accuracy")})
-        probabilities = torch.nn.Sequential(model.cpu(), torch.nn.Softmax(1)).eval()
-        run.log_model(probabilities, train.images[:2].cpu().numpy(), stats.classes)
-        run.register_model(summary.get("val_accuracy"))
-        trial.end(ended, summary.get("val_accuracy"))
+            weights.save(ROOT / "models", model, description)
+            arrays.write_csv(ROOT / "metrics/history.csv", list(history[0]), [list(row.values()) for row in history])
+            arrays.write_json(ROOT / "metrics/train.json", summary)
+            found = environment(device, dtype)
+            arrays.write_json(ROOT / "metrics/run.json", {**run.record, "environment": found})
+            ended = "finished"
+            if fitted.stopped_early:
+                ended = "pruned" if trial.pruned else "stopped early"
+            run.set_tags({**found, "parameters": summary["parameters"], "ended": ended})
+            run.log_metrics(
+                {
+                    "train/best_epoch": summary["best_epoch"],
+                    "train/total_seconds": summary["seconds"],
+                    "train/mean_images_per_s": summary["images_per_s"],
+                    "train/mean_share_of_peak": summary["share_of_peak"],
+                    "train/peak_tflops": summary["peak_tflops"],
+                }
+            )
+            if "val_accuracy" in summary:
+                run.log_metrics({f"val/best_{name}": summary[f"val_{name}"] for name in ("loss", "accuracy")})
+            probabilities = torch.nn.Sequential(model.cpu(), torch.nn.Softmax(1)).eval()
+            run.log_model(probabilities, train.images[:2].cpu().numpy(), stats.classes)
+            run.register_model(summary.get("val_accuracy"))
+            trial.end(ended, summary.get("val_accuracy"))
+        saved.clear()
     held_out = f", validation accuracy {summary['val_accuracy']:.2%}" if "val_accuracy" in summary else ""
     print(
         f"train: best epoch {fitted.best_epoch} of {len(history)}{held_out}; {summary['seconds']:.0f} s, "
         f"{summary['images_per_s']:,.0f} images/s, {summary['share_of_peak']:.0%} of this device's measured peak"
     )
+
+
+def place(before: State) -> str:
+    """Where a training goes on."""
+    state = before["fit"]
+    epoch, step = len(state["history"]), state["counted"]["step"]
+    where = f"step {step} of epoch {epoch + 1}" if len(state["left"]) else f"the end of epoch {epoch}"
+    return f"goes on from {where}, saved {time.time() - before['saved']:.0f} s ago"
 
 
 def network(params: Params, stats: Stats) -> tuple[models.Classifier, weights.Description]:
@@ -165,9 +190,11 @@ def fit_with_progress(
     params: Params,
     dtype: torch.dtype,
     on_epoch: Callable[[fit.Epoch], bool],
+    on_checkpoint: Callable[[Callable[[], State]], None],
+    state: State | None,
 ) -> fit.Fitted:
     """Call `fit.fit`, showing a bar and a line an epoch."""
-    given = params.train.model_dump(exclude={"device", "precision"})
+    given = params.train.model_dump(exclude={"device", "precision", "checkpoint_seconds"})
     settings = fit.Settings(seed=params.seed, dtype=dtype, freeze=params.model.freeze, **given)
     # In per cent: images of an epoch at full size take longer than those of the first ones.
     form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
@@ -191,7 +218,7 @@ def fit_with_progress(
             )
             return on_epoch(epoch)
 
-        return fit.fit(model, train, val, settings, show, show_and_pass_on)
+        return fit.fit(model, train, val, settings, show, show_and_pass_on, on_checkpoint, state)
 
 
 def summarize(fitted: fit.Fitted, work: float, peak: float) -> dict[str, float]:
@@ -214,4 +241,4 @@ def summarize(fitted: fit.Fitted, work: float, peak: float) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    run_stage(main)
+    run_stage(main, interrupted="`dvc repro` goes on from the last checkpoint")

@@ -11,7 +11,23 @@ import yaml
 from vision.stage import ROOT
 
 STAGES = ("download", "preprocess", "train", "evaluate", "report")
-CORE = {"augment", "warp", "color", "mix", "batches", "device", "speed", "models", "optim", "average", "infer", "fit"}
+CORE = {
+    "augment",
+    "warp",
+    "color",
+    "mix",
+    "batches",
+    "device",
+    "speed",
+    "models",
+    "optim",
+    "average",
+    "infer",
+    "meter",
+    "training",
+    "checkpoint",
+    "fit",
+}
 NO_DEPENDENCY = {"params", "stage", "progress", "trials", "workers", "run", "events", "registry", "tracking"}
 """What changes no output, so that no stage depends on it; dvc.yaml says so at its top."""
 

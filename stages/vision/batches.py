@@ -27,28 +27,34 @@ def batches_per_epoch(images: int, batch_size: int) -> int:
     return max(1, images // batch_size)
 
 
-def shuffled_batches(
-    examples: Examples,
-    chosen: Tensor,
-    batch_size: int,
-    generator: torch.Generator,
-    augment: Callable[[Tensor, Tensor], Tensor] = lambda images, numbers: images,
-) -> Iterator[Batch]:
-    """One epoch of the examples whose numbers are `chosen`, int64 [M], in random order.
+def shuffled(chosen: Tensor, batch_size: int, generator: torch.Generator) -> Tensor:
+    """The image numbers `chosen`, int64 [M], in random order, as many as make whole batches: one epoch.
 
-    `augment` maps images [N, H, W, C] and their numbers [N] to images. The last, incomplete batch is left out: its few
-    images would get a step, and batch statistics, of their own. The next epoch shuffles anew.
+    The last, incomplete batch is left out: its few images would get a step, and batch statistics, of their own. The
+    next epoch shuffles anew.
+    """
+    order = chosen[torch.randperm(len(chosen), generator=generator, device=chosen.device)]
+    return order[: batches_per_epoch(len(chosen), batch_size) * batch_size]
+
+
+def handfuls(
+    examples: Examples,
+    order: Tensor,
+    batch_size: int,
+    augment: Callable[[Tensor, Tensor], Tensor] = lambda images, numbers: images,
+) -> Iterator[list[Batch]]:
+    """The batches of the examples whose numbers are `order`, int64 [M], some at a time.
+
+    Small batches are taken several at a time, as the operations cost more by their number than by their size. `augment`
+    maps images [N, H, W, C] and their numbers [N] to images; it sees a handful at once, when that is asked for.
     """
     images, labels = examples
-    order = chosen[torch.randperm(len(chosen), generator=generator, device=labels.device)]
-    order = order[: batches_per_epoch(len(chosen), batch_size) * batch_size]
     # Rows of a 2-D table are copied as blocks of memory; indexing images directly is a hundred times slower on a CPU.
     table = images.view(len(images), -1)
-    # Small batches are taken several at a time: the operations cost more by their number than by their size.
     for numbers in order.split(batch_size * max(1, _AT_A_TIME // batch_size)):
         taken = augment(table.index_select(0, numbers).view(-1, *images.shape[1:]), numbers)
         parts = (values.split(batch_size) for values in (taken, labels[numbers], numbers))
-        yield from map(Batch, *parts)
+        yield list(map(Batch, *parts))
 
 
 _AT_A_TIME = 512

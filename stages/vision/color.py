@@ -97,8 +97,7 @@ class ColorJitter:
             name: strength for name, strength in zip(_CHANGES, strengths, strict=True) if strength
         }
         self.generator = generator
-        if self.strengths:
-            self.host = host_generator(generator)
+        self.host = host_generator(generator) if self.strengths else None
 
     def __call__(self, images: Tensor) -> Tensor:
         """Change the colours of images [N, H, W, C], uint8 or float32, to float32."""

@@ -22,14 +22,17 @@ def new_folder(name: str) -> str:
 
 
 @contextmanager
-def beside(run: Run, root: Path, folder: str | None) -> Iterator[Run]:
-    """The same run, for the block; its metrics and figures are also written to `folder` below `root`, if not None."""
+def beside(run: Run, root: Path, folder: str | None, anew: bool = False) -> Iterator[Run]:
+    """The same run, for the block; its metrics and figures are also written to `folder` below `root`, if not None.
+
+    What the folder already has is hidden where all is told `anew`.
+    """
     if folder is None:
         yield run
         return
     from torch.utils.tensorboard import SummaryWriter  # takes seconds to import
 
-    with SummaryWriter(root / folder) as writer:
+    with SummaryWriter(root / folder, purge_step=0 if anew else None) as writer:
         yield _Both(run, writer, folder)
 
 

@@ -2,75 +2,17 @@
 
 import math
 import time
-import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal, cast
+from dataclasses import asdict, dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
-from vision.augment import Augment, Cutout, Flip, shrunk
-from vision.average import Average
-from vision.batches import Examples, batches_per_epoch, shuffled_batches
-from vision.color import ColorJitter
-from vision.infer import autocast, predict
-from vision.mix import Mix
-from vision.optim import Name, Schedule, optimizers, schedule
-from vision.warp import Rotate
-
-
-class Diverged(ArithmeticError):
-    """The loss is no longer a finite number."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How to train; params.yaml says what each means."""
-
-    seed: int
-    dtype: torch.dtype
-    epochs: int
-    batch_size: int
-    freeze: int
-    optimizer: Name
-    lr: float
-    other_lr: float
-    momentum: float
-    nesterov: bool
-    weight_decay: float
-    schedule: Schedule
-    warmup: float
-    clip_norm: float | None
-    label_smoothing: float
-    flip: Flip
-    crop_padding: int
-    rotation: float
-    color_jitter: Sequence[float]
-    cutout: int
-    mixup: float
-    cutmix: float
-    image_scales: Sequence[float]
-    image_shares: Sequence[float]
-    ema: float | None
-    keep: Literal["val_loss", "val_accuracy", "last"]
-    patience: int | None
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where training stands; loss, accuracy and speed are this epoch's so far.
-
-    `share`, in [0, 1], is how much of all the pixels has been trained on: small or fewer images take less time.
-    """
-
-    epoch: int
-    share: float
-    loss: float
-    accuracy: float
-    images_per_s: float
+from vision.augment import shrunk
+from vision.batches import Examples, batches_per_epoch, handfuls, shuffled
+from vision.infer import predict
+from vision.meter import Diverged, Meter, Progress
+from vision.training import Settings, State, Training
 
 
 @dataclass(frozen=True)
@@ -112,6 +54,8 @@ def fit(
     settings: Settings,
     on_progress: Callable[[Progress], None] = lambda progress: None,
     on_epoch: Callable[[Epoch], bool | None] = lambda epoch: None,
+    on_checkpoint: Callable[[Callable[[], State]], None] = lambda state: None,
+    state: State | None = None,
 ) -> Fitted:
     """Train `model` in place; what it holds at the end are the weights of the epoch that `settings.keep` asks for.
 
@@ -130,91 +74,68 @@ def fit(
         settings: how to train.
         on_progress: called several times a second.
         on_epoch: called at the end of each epoch; False ends training.
+        on_checkpoint: called, every few steps, with a function that makes the state that training could go on from;
+            it is to be called at once, and what it gives copied or written before training goes on.
+        state: go on from there instead of from the beginning, the model, the data and the settings being what they
+            were; on a CPU everything but the times comes out the same, bit for bit. `on_epoch` hears of the epochs
+            that lie behind once more.
 
     Raises:
         Diverged: the loss is not finite.
     """
-    device = train.images.device
-    generator = torch.Generator(device).manual_seed(settings.seed)
-    augment = Augment(settings.flip, settings.crop_padding, len(train.labels), generator)
-    rotate = Rotate(settings.rotation, generator)
-    jitter = ColorJitter(settings.color_jitter, generator)
-    cutout = Cutout(settings.cutout, train.images, generator)
-    mix = Mix(settings.mixup, settings.cutmix, generator)
-
-    def augmented(images: Tensor, numbers: Tensor) -> Tensor:
-        return cutout(jitter(rotate(augment(images, numbers))))
-
     plan = [_Plan.of(epoch, len(train.labels), settings) for epoch in range(1, settings.epochs + 1)]
-    steps = sum(planned.steps for planned in plan)
-    made = optimizers(
-        model,
-        settings.optimizer,
-        settings.lr,
-        settings.other_lr,
-        settings.momentum,
-        settings.nesterov,
-        settings.weight_decay,
-        settings.dtype,
-    )
-    schedules = [schedule(optimizer, settings.schedule, steps, settings.warmup) for optimizer in made]
-    trained = [p for p in model.parameters() if p.requires_grad]
-    average = None if settings.ema is None else Average(model, settings.ema)
-    kept = model if average is None else average.model
-    # Half-precision gradients of small values vanish without a scale; bf16 has the range of fp32 and needs none.
-    scaler = torch.amp.GradScaler(device.type, enabled=settings.dtype == torch.float16)
-    # The scaler leaves out steps whose gradients overflow, the first one perhaps; the schedule goes on all the same.
-    warnings.filterwarnings("ignore", r"Detected call of `lr_scheduler.step\(\)`")
-
-    history: list[Epoch] = []
-    best_score, best_epoch, best_weights = -math.inf, 0, dict[str, Tensor]()
     pixels = sum(planned.pixels for planned in plan)
-    scale, shown, done = 1.0, train, 0.0
-    losses = torch.full((len(train.labels),), math.inf, device=device)  # of each image when it was last seen
-    selecting = min(settings.image_shares) < 1
-    for epoch, planned in enumerate(plan, start=1):
-        model.train()
-        _freeze(model, trained, epoch <= settings.freeze)
-        meter = _Meter(on_progress, epoch, planned.steps, done / pixels, planned.pixels / pixels)
-        done += planned.pixels
-        lr = 0.0
+    training = Training(model, train, settings, sum(planned.steps for planned in plan))
+    history: list[Epoch] = []
+    best_weights: dict[str, Tensor] = {}
+    left = train.labels[:0]  # numbers of the images that the epoch is still to show
+    counted: State = {}
+    goes_on = True
+
+    def standing() -> State:
+        return {
+            "training": training.state(),
+            "history": [asdict(epoch) for epoch in history],
+            "best_weights": best_weights,
+            "left": left.clone(),  # alone, without the whole order that it is the end of
+            "counted": meter.state(),
+        }
+
+    if state is not None:
+        for epoch in state["history"]:
+            history.append(Epoch(**epoch))
+            training.begin_epoch(len(history))
+            goes_on = on_epoch(history[-1]) is not False
+        training.load(state["training"])
+        best_weights, left, counted = state["best_weights"], state["left"].to(left.device), state["counted"]
+
+    scale, shown = 1.0, train
+    while goes_on and not _over(history, settings):
+        number, done = len(history) + 1, sum(planned.pixels for planned in plan[: len(history)])
+        planned = plan[len(history)]
+        training.begin_epoch(number)
+        meter = Meter(on_progress, number, planned.steps, done / pixels, planned.pixels / pixels)
         if planned.scale != scale:
             scale, shown = planned.scale, Examples(shrunk(train.images, planned.scale), train.labels)
-        hardest = losses.topk(planned.images).indices
-        for images, labels, numbers in shuffled_batches(shown, hardest, settings.batch_size, generator, augmented):
-            images, others, weights = mix(images, labels)
-            with autocast(device, settings.dtype):
-                logits = model(images)
-            each = F.cross_entropy(logits, labels, label_smoothing=settings.label_smoothing, reduction="none")
-            if weights is not None:
-                of_others = F.cross_entropy(logits, others, label_smoothing=settings.label_smoothing, reduction="none")
-                each = weights * each + (1 - weights) * of_others
-            loss = each.mean()
-            scaler.scale(loss).backward()
-            if selecting:
-                losses[numbers] = each.detach()
-            lr = max(lr, made[0].param_groups[0]["lr"])
-            moving = [optimizer for optimizer in made if _has_gradients(optimizer)]  # the others are frozen
-            if settings.clip_norm is not None:
-                for optimizer in moving:
-                    scaler.unscale_(optimizer)
-                nn.utils.clip_grad_norm_(trained, settings.clip_norm)
-            for optimizer in moving:
-                scaler.step(optimizer)
-            for p in trained:
-                p.grad = None
-            for going in schedules:
-                going.step()
-            scaler.update()
-            if average is not None:
-                average.update()
-            meter.add(loss, logits, labels)
+        if len(left):
+            meter.load(counted)
+        else:
+            hardest = training.losses.topk(planned.images).indices
+            left = shuffled(hardest, settings.batch_size, training.generator)
+        for handful in handfuls(shown, left, settings.batch_size, training.augmented):
+            for batch in handful:
+                lr = training.lr
+                loss, logits = training.step(batch)
+                meter.add(lr, loss, logits, batch.labels)
+            left = left[sum(len(batch.labels) for batch in handful) :]
+            if len(left):
+                on_checkpoint(standing)
         told = meter.tell()
-        val_loss, val_accuracy = _validate(kept, val, settings) if len(val.labels) else (None, None)
+        val_loss, val_accuracy = _validate(training.kept, val, settings) if len(val.labels) else (None, None)
         history.append(
             Epoch(
-                epoch=epoch,
-                lr=lr,
+                epoch=number,
+                lr=meter.lr,
                 image_scale=scale,
                 images=meter.images,
                 train_loss=told.loss,
@@ -226,31 +147,25 @@ def fit(
             )
         )
         goes_on = on_epoch(history[-1]) is not False
-        score = _score(history[-1], settings.keep)
-        if score > best_score:
-            best_score, best_epoch, best_weights = score, epoch, _copied(kept)
-        elif settings.patience is not None and epoch - max(best_epoch, settings.freeze) >= settings.patience:
-            goes_on = False
-        if not goes_on:
-            break
+        if _best(history, settings) is history[-1]:
+            best_weights = _copied(training.kept)
+        on_checkpoint(standing)
     model.load_state_dict(best_weights)
-    return Fitted(history, best_epoch, stopped_early=len(history) < settings.epochs)
+    return Fitted(history, _best(history, settings).epoch, stopped_early=len(history) < settings.epochs)
 
 
-def _freeze(model: nn.Module, trained: Sequence[nn.Parameter], frozen: bool) -> None:
-    """Train the head alone, or all parameters of `trained`. Frozen layers do not learn statistics either."""
-    for p in trained:
-        p.requires_grad_(not frozen)
-    if frozen:
-        for p in cast(nn.Module, model.head).parameters():
-            p.requires_grad_(True)
-        for module in model.modules():
-            if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)):
-                module.eval()
+def _over(history: Sequence[Epoch], settings: Settings) -> bool:
+    """Whether all epochs are done, or so many without a better one that patience ends."""
+    if len(history) == settings.epochs:
+        return True
+    if settings.patience is None or not history:
+        return False
+    return len(history) - max(_best(history, settings).epoch, settings.freeze) >= settings.patience
 
 
-def _has_gradients(optimizer: Optimizer) -> bool:
-    return any(p.grad is not None for group in optimizer.param_groups for p in group["params"])
+def _best(history: Sequence[Epoch], settings: Settings) -> Epoch:
+    """The epoch whose weights are kept; of equally good ones the first."""
+    return max(history, key=lambda epoch: _score(epoch, settings.keep))
 
 
 def _score(epoch: Epoch, keep: str) -> float:
@@ -296,50 +211,3 @@ def _validate(model: nn.Module, val: Examples, settings: Settings) -> tuple[floa
     if not math.isfinite(loss):
         raise Diverged("validation loss")
     return loss, (logits.argmax(1) == val.labels).sum().item() / len(val.labels)
-
-
-class _Meter:
-    """Running loss and accuracy of an epoch, summed up seldom: a GPU has to wait for that, and small batches add up."""
-
-    def __init__(
-        self,
-        on_progress: Callable[[Progress], None],
-        epoch: int,
-        steps: int,
-        done: float,
-        part: float,
-    ) -> None:
-        """`done` is the share of all training that lies before this epoch of `steps` steps, `part` the epoch's own."""
-        self.started = self.told = time.perf_counter()
-        self.on_progress = on_progress
-        self.epoch, self.steps, self.done, self.part = epoch, steps, done, part
-        self.step = self.images = self.correct = 0
-        self.loss = 0.0
-        self.waiting: list[tuple[Tensor, Tensor, Tensor]] = []
-
-    def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
-        self.step += 1
-        self.images += len(labels)
-        self.waiting.append((loss.detach(), logits.detach(), labels))
-        if time.perf_counter() - self.told > 0.25:
-            self.tell()
-
-    def tell(self) -> Progress:
-        if self.waiting:
-            losses, logits, labels = zip(*self.waiting, strict=True)
-            self.waiting = []
-            # All batches of an epoch are of one size.
-            self.loss += torch.stack(losses).sum().item() * len(labels[0])
-            self.correct += int((torch.cat(logits).argmax(1) == torch.cat(labels)).sum())
-        if not math.isfinite(self.loss):
-            raise Diverged(f"training loss in epoch {self.epoch}, step {self.step} of {self.steps}")
-        self.told = time.perf_counter()
-        progress = Progress(
-            epoch=self.epoch,
-            share=self.done + self.part * self.step / self.steps,
-            loss=self.loss / self.images,
-            accuracy=self.correct / self.images,
-            images_per_s=self.images / (self.told - self.started),
-        )
-        self.on_progress(progress)
-        return progress

@@ -89,7 +89,7 @@ def averaged(
         return logits
     result = logits.clone()
     result[again] *= 1 - sum(weight for _, _, weight in _OTHERS[views])
-    table = images.view(len(images), -1)  # see batches.shuffled_batches
+    table = images.view(len(images), -1)  # see batches.handfuls
     for numbers in again.split(batch_size):
         chosen = table.index_select(0, numbers).view(-1, *images.shape[1:])
         for pixels, mirrored, weight in _OTHERS[views]:

@@ -73,8 +73,7 @@ class Mix:
         """Draw from `generator`, which is on the device of the images."""
         self.alphas = [(mix, alpha) for mix, alpha in ((self._mixup, mixup), (self._cutmix, cutmix)) if alpha]
         self.generator = generator
-        if self.alphas:
-            self.host = host_generator(generator)
+        self.host = host_generator(generator) if self.alphas else None
 
     def __call__(self, images: Tensor, labels: Tensor) -> Mixed:
         """Mix images [N, H, W, C], uint8 or float32; MixUp makes them float32."""

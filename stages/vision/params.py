@@ -158,6 +158,7 @@ class Train(Section):
     ema: Annotated[float, Field(gt=0, lt=1)] | None
     keep: Literal["val_loss", "val_accuracy", "last"]
     patience: Count | None
+    checkpoint_seconds: Positive | None
 
     @field_validator("patience")
     @classmethod

@@ -15,7 +15,7 @@ import sys
 import textwrap
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,24 +47,32 @@ _SQLITE = "sqlite:///"
 
 
 @contextmanager
-def training_run(params: Params, stats: Stats, tags: Mapping[str, str] | None = None) -> Iterator[Run]:
+def training_run(
+    params: Params, stats: Stats, tags: Mapping[str, str] | None = None, before: Mapping[str, Any] | None = None
+) -> Iterator[Run]:
     """Open a run for the block: FINISHED when it ends well, KILLED when interrupted, FAILED otherwise.
 
     It starts with the parameters that make the model, the data, and where both come from. It is called like the DVC
     experiment where there is one, else `<model name>-<Git commit>`. Its tag `ended` says why it ended. While it is
-    open, MLflow samples the use of CPU, memory and GPU. TensorBoard's files go beside it, if asked for.
+    open, MLflow samples the use of CPU, memory and GPU. TensorBoard's files go beside it, if asked for. A training
+    that goes on goes on with its run, if that is still there: told its epochs anew, it takes those that it lacks.
 
     Args:
         params: the whole of params.yaml.
         stats: of the data.
         tags: what else is to be told of the run.
+        before: the record of the run that a process opened that was killed while it trained the same.
 
     Raises:
         UserError: the MLflow store cannot be used, or stops answering.
     """
     name = os.environ.get("DVC_EXP_NAME") or "-".join(filter(None, [params.model.name, _git("rev-parse", "HEAD")[:7]]))
-    folder = events.new_folder(name) if params.tracking.tensorboard else None
-    with _mlflow_run(params, stats, name, tags or {}) as run, events.beside(run, main_root(ROOT), folder) as both:
+    before = before or Run().record
+    folder = (before["tensorboard"] or events.new_folder(name)) if params.tracking.tensorboard else None
+    with (
+        _mlflow_run(params, stats, name, tags or {}, before["mlflow"]) as run,
+        events.beside(run, main_root(ROOT), folder, anew=folder == before["tensorboard"]) as both,
+    ):
         yield both
 
 
@@ -121,17 +129,20 @@ def resumed_run(settings: Tracking, record: Mapping[str, Any]) -> Iterator[Run]:
 
 
 @contextmanager
-def _mlflow_run(params: Params, stats: Stats, name: str, tags: Mapping[str, str]) -> Iterator[Run]:
+def _mlflow_run(
+    params: Params, stats: Stats, name: str, tags: Mapping[str, str], before: dict[str, str] | None
+) -> Iterator[Run]:
     if not params.tracking.enabled:
         yield Run()
         return
     uri = _tracking_uri()
     with _opening(uri):
-        run = _start(uri, params, name, tags)
+        run = _start(uri, params, name, tags, before)
     import mlflow
 
     with _concluded(uri, run, mlflow.end_run):
-        run.describe(params, stats)
+        if before is None or before["run_id"] != run.record["mlflow"]["run_id"]:
+            run.describe(params, stats)
         yield run
 
 
@@ -173,13 +184,18 @@ class _MlflowRun(Run):
         record: dict[str, str],
         model_id: str | None = None,
         registry: str | None = None,
+        epochs: Collection[int] = (),
     ) -> None:
-        """`registry` is the name that a model of this run is registered under; None is not at all."""
+        """`registry` is the name that a model of this run is registered under; None is not at all.
+
+        `epochs` are those that the run already has.
+        """
         super().__init__(record)
         self._client = client
         self._id = record["run_id"]
         self._model_id = model_id
         self._registry = registry
+        self._epochs = epochs
 
     def describe(self, params: Params, stats: Stats) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag, Param
@@ -192,7 +208,8 @@ class _MlflowRun(Run):
         self._client.log_inputs(self._id, [DatasetInput(data, [InputTag("mlflow.data.context", "training")])])
 
     def log_epoch(self, row: Mapping[str, float | None]) -> None:
-        self._log(epoch_metrics(row), step=int(row["epoch"] or 0))
+        if (epoch := int(row["epoch"] or 0)) not in self._epochs:
+            self._log(epoch_metrics(row), step=epoch)
 
     def log_metrics(self, figures: Mapping[str, float], step: int = 0) -> None:
         self._log(figures, step, self._model_id)
@@ -245,26 +262,41 @@ class _MlflowRun(Run):
             register(self._client, self._registry, self._model_id, self._classes, val_accuracy)
 
 
-def _start(uri: str, params: Params, name: str, tags: Mapping[str, str]) -> "_MlflowRun":
+def _start(uri: str, params: Params, name: str, tags: Mapping[str, str], before: dict[str, str] | None) -> "_MlflowRun":
     client = _client(uri)
     import mlflow
+    from mlflow.entities import RunTag
 
     experiment_id = _experiment_id(client, params.tracking.experiment)
     commit = _git("rev-parse", "HEAD")
     all_tags = {**_tags(commit), **tags}
-    run_id = client.create_run(experiment_id, tags=all_tags, run_name=name).info.run_id
+    epochs: set[int] = set()
+    if before is not None and _is_here(client, uri, experiment_id, before):
+        run_id = before["run_id"]
+        epochs = {metric.step for metric in client.get_metric_history(run_id, "train/loss")}
+        client.update_run(run_id, name=name)
+        client.log_batch(run_id, tags=[RunTag(*item) for item in all_tags.items()])
+    else:
+        run_id = client.create_run(experiment_id, tags=all_tags, run_name=name).info.run_id
     # `mlflow.pytorch.log_model` and MLflow's system metrics go to the active run.
     mlflow.set_tracking_uri(uri)
     mlflow.start_run(run_id, log_system_metrics=True)
     record = _record(uri, experiment_id, run_id) | {"name": name, "commit": commit}
     record |= {"dirty": all_tags.get("mlflow.source.git.dirty", ""), "apply": all_tags.get("dvc.apply", "")}
-    return _MlflowRun(client, record, registry=params.tracking.experiment if params.tracking.registry else None)
+    registry = params.tracking.experiment if params.tracking.registry else None
+    return _MlflowRun(client, record, registry=registry, epochs=epochs)
 
 
 def _record(uri: str, experiment_id: str, run_id: str) -> dict[str, str]:
     """What finds a run again."""
     page = _page(uri, experiment_id, run_id)
     return {"run_id": run_id, "experiment_id": experiment_id, "tracking_uri": _recorded(uri), "page": page}
+
+
+def _is_here(client: "MlflowClient", uri: str, experiment_id: str, record: Mapping[str, str]) -> bool:
+    """Whether a recorded run is in this store and experiment."""
+    same_place = (record["tracking_uri"], record["experiment_id"]) == (_recorded(uri), experiment_id)
+    return same_place and _is_there(client, record["run_id"])
 
 
 def _is_there(client: "MlflowClient", run_id: str) -> bool:

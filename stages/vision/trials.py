@@ -7,6 +7,8 @@ on to the stages. Optuna takes its time to import, so that is done in a search a
 import json
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from vision.params import Params, Search
@@ -53,19 +55,30 @@ class _StudyTrial(Trial):
         if val_accuracy is None:
             return True
         try:
-            self._trial.report(val_accuracy, epoch)
-            self.pruned = self._trial.should_prune()
-        except optuna.exceptions.UpdateFinishedTrialError:
-            raise UserError(f"{DATABASE}: the search that wanted this trial has given it up") from None
+            with _wanted():
+                self._trial.report(val_accuracy, epoch)
+                self.pruned = self._trial.should_prune()
         except optuna.exceptions.StorageInternalError as error:
             # What has been trained is worth more than the time that pruning would save.
             logging.getLogger(__name__).warning("%s: %s; the trial goes on", DATABASE, str(error).partition("\n")[0])
         return not self.pruned
 
     def end(self, reason: str, val_accuracy: float | None = None) -> None:
-        self._trial.set_user_attr("ended", reason)
-        if val_accuracy is not None:
-            self._trial.set_user_attr("val_accuracy", val_accuracy)
+        with _wanted():
+            self._trial.set_user_attr("ended", reason)
+            if val_accuracy is not None:
+                self._trial.set_user_attr("val_accuracy", val_accuracy)
+
+
+@contextmanager
+def _wanted() -> Iterator[None]:
+    """A trial that is over for the search cannot be told anything."""
+    import optuna
+
+    try:
+        yield
+    except optuna.exceptions.UpdateFinishedTrialError:
+        raise UserError(f"{DATABASE}: the search that wanted this trial has given it up") from None
 
 
 def environment(study: str, number: int, jobs: int) -> dict[str, str]:

@@ -1,6 +1,9 @@
-import torch
+from collections.abc import Callable
 
-from vision.batches import Examples, batches_per_epoch, shuffled_batches
+import torch
+from torch import Tensor
+
+from vision.batches import Batch, Examples, batches_per_epoch, handfuls, shuffled
 
 
 def examples(count: int) -> Examples:
@@ -8,8 +11,19 @@ def examples(count: int) -> Examples:
     return Examples(labels.to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 4, 4, 3).contiguous(), labels)
 
 
+def shuffled_batches(
+    examples: Examples,
+    chosen: Tensor,
+    batch_size: int,
+    generator: torch.Generator,
+    augment: Callable[[Tensor, Tensor], Tensor] = lambda images, numbers: images,
+) -> list[Batch]:
+    order = shuffled(chosen, batch_size, generator)
+    return [batch for handful in handfuls(examples, order, batch_size, augment) for batch in handful]
+
+
 def test_an_epoch_shows_each_image_at_most_once_with_its_own_label_and_number() -> None:
-    batches = list(shuffled_batches(examples(103), torch.arange(103), 10, torch.Generator().manual_seed(0)))
+    batches = shuffled_batches(examples(103), torch.arange(103), 10, torch.Generator().manual_seed(0))
     assert [len(batch.labels) for batch in batches] == [10] * 10
     assert batches_per_epoch(103, 10) == 10
     numbers = torch.cat([batch.numbers for batch in batches])
@@ -21,14 +35,14 @@ def test_an_epoch_shows_each_image_at_most_once_with_its_own_label_and_number() 
 
 
 def test_fewer_images_than_a_batch_make_one_batch() -> None:
-    batches = list(shuffled_batches(examples(7), torch.arange(7), 10, torch.Generator().manual_seed(0)))
+    batches = shuffled_batches(examples(7), torch.arange(7), 10, torch.Generator().manual_seed(0))
     assert [sorted(batch.labels.tolist()) for batch in batches] == [list(range(7))]
     assert batches_per_epoch(7, 10) == 1
 
 
 def test_only_the_chosen_images_are_shown() -> None:
     chosen = torch.arange(0, 100, 3)
-    batches = list(shuffled_batches(examples(100), chosen, 17, torch.Generator().manual_seed(0)))
+    batches = shuffled_batches(examples(100), chosen, 17, torch.Generator().manual_seed(0))
     assert sorted(torch.cat([batch.numbers for batch in batches]).tolist()) == chosen.tolist()
     assert all(torch.equal(batch.images[:, 0, 0, 0].long(), batch.numbers) for batch in batches)
 
@@ -61,7 +75,7 @@ def test_small_batches_are_augmented_several_at_a_time_and_large_ones_one_by_one
             return images + 1
 
         generator = torch.Generator().manual_seed(0)
-        batches = list(shuffled_batches(examples(1205), torch.arange(1205), batch_size, generator, brighter))
+        batches = shuffled_batches(examples(1205), torch.arange(1205), batch_size, generator, brighter)
         assert all(torch.equal(batch.images[:, 0, 0, 0].long(), (batch.numbers + 1) % 256) for batch in batches)
         assert all(torch.equal(batch.labels, batch.numbers) for batch in batches)
         return told, [len(batch.labels) for batch in batches]

@@ -1,14 +1,17 @@
+import io
 import math
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import asdict, replace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vision import fit, models
+from vision import batches, fit, models
 from vision.batches import Examples
 from vision.infer import predict
+from vision.training import State
 
 SETTINGS = fit.Settings(
     seed=0,
@@ -396,3 +399,87 @@ def test_a_mixed_image_has_the_loss_of_both_labels_and_the_accuracy_of_the_one_t
     soft = 0.9 * torch.stack((1 - white, white, 0 * white, 0 * white), 1) + 0.1 / 4
     assert fitted.history[0].train_loss == pytest.approx(F.cross_entropy(logits, soft).item(), rel=1e-4)
     assert fitted.history[0].train_accuracy == pytest.approx((white > 0.5).float().mean().item(), abs=0.02)
+
+
+class Dropping(nn.Module):
+    """The network with dropout before its last layer, drawn from torch's own generator."""
+
+    def __init__(self, train: Examples) -> None:
+        super().__init__()
+        self.inner = network(train)
+        self.inner.head.register_forward_pre_hook(lambda module, inputs: F.dropout(inputs[0], 0.3, self.training))
+
+    @property
+    def head(self) -> nn.Module:
+        return self.inner.head
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.inner(images)
+
+
+def went(
+    change: dict[str, object],
+    on_checkpoint: Callable[[Callable[[], State]], None] = lambda state: None,
+    state: State | None = None,
+) -> tuple[dict[str, Tensor], list[dict[str, float]], tuple[int, bool], list[int]]:
+    """The weights, the history but for its times, the rest of the outcome, and the epochs that were told."""
+    train, val = striped(150, seed=1), striped(60, seed=2)
+    model = Dropping(train)
+    told: list[int] = []
+    torch.manual_seed(3 if state is None else 4)
+    settings = replace(SETTINGS, epochs=3, batch_size=20, **change)  # type: ignore[arg-type]
+    fitted = fit.fit(
+        model,
+        train,
+        val,
+        settings,
+        on_epoch=lambda epoch: told.append(epoch.epoch),
+        on_checkpoint=on_checkpoint,
+        state=state,
+    )
+    times = ("seconds", "images_per_s")
+    history = [{name: value for name, value in asdict(e).items() if name not in times} for e in fitted.history]
+    return model.state_dict(), history, (fitted.best_epoch, fitted.stopped_early), told
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"dtype": torch.bfloat16},
+        {"dtype": torch.float16, "optimizer": "adam", "lr": 0.01, "clip_norm": 1.0},
+        {"optimizer": "sgd", "momentum": 0.9, "weight_decay": 1e-3, "schedule": "step"},
+        {"optimizer": "adamw", "lr": 0.01, "schedule": "one_cycle", "clip_norm": 1.0},
+        {"schedule": "cosine", "warmup": 0.5, "ema": 0.8},
+        {"schedule": "constant", "freeze": 1, "keep": "val_accuracy"},
+        {"keep": "last", "flip": "random", "image_scales": [0.5, 1.0], "image_shares": [1.0, 0.5]},
+        {"patience": 1, "optimizer": "sgd", "lr": 1e-9},
+        {**EVERYTHING, "ema": 0.8, "image_shares": [0.6]},
+    ],
+    ids=["muon", "bf16", "fp16-adam", "sgd", "adamw", "ema", "frozen", "shares", "patience", "everything"],
+)
+def test_from_every_state_on_the_end_is_the_same_bit_for_bit(
+    change: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batches, "_AT_A_TIME", 40)  # several handfuls an epoch
+    states: list[bytes] = []
+
+    def keep(state: Callable[[], State]) -> None:
+        written = io.BytesIO()
+        torch.save(state(), written)
+        states.append(written.getvalue())
+
+    weights, history, rest, told = went(change, keep)
+    assert len(states) >= 2 * len(history), "also within an epoch"
+    untouched = went(change)
+    assert untouched[1:] == (history, rest, told)
+    for written in states:
+        again = went(change, state=torch.load(io.BytesIO(written), weights_only=True))
+        assert again[1:] == (history, rest, told)
+        assert all(torch.equal(again[0][name], weights[name]) for name in weights)
+
+
+def test_the_history_does_not_depend_on_when_progress_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    seldom = went({})
+    monkeypatch.setattr("time.perf_counter", iter(range(10**9)).__next__)  # each look at the clock is a second later
+    assert went({})[1:] == seldom[1:]

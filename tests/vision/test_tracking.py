@@ -245,6 +245,67 @@ def test_a_run_that_is_gone_is_told_and_recorded_nowhere(
     assert not (tmp_path / "other").exists()
 
 
+def test_a_training_that_was_killed_goes_on_in_its_run_and_each_epoch_is_there_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "ROOT", tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    settings = params().tracking.model_copy(update={"tensorboard": True})
+    all_params = params().model_copy(update={"tracking": settings})
+    rows = [ROW | {"epoch": epoch, "train_loss": 1 / epoch} for epoch in range(1, 5)]
+    monkeypatch.setenv("DVC_EXP_NAME", "first")
+    records: list[dict[str, Any]] = []
+
+    def killed() -> None:
+        with tracking.training_run(all_params, STATS, {"search.trial": "0"}) as run:
+            records.append(run.record)
+            for row in rows[:3]:
+                run.log_epoch(row)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        killed()
+    (record,) = records
+    assert stored(tmp_path, record).info.status == "KILLED"
+
+    monkeypatch.setenv("DVC_EXP_NAME", "second")
+    with tracking.training_run(all_params, STATS, {"search.trial": "1"}, record) as again:
+        found = stored(tmp_path, record)
+        assert (found.info.status, found.info.run_name) == ("RUNNING", "second")
+        for row in rows:
+            again.log_epoch(row)
+        again.set_tags({"ended": "finished"})
+    assert again.record["mlflow"]["run_id"] == record["mlflow"]["run_id"]
+    assert again.record["tensorboard"] == record["tensorboard"]
+    found = stored(tmp_path, record)
+    assert found.info.status == "FINISHED"
+    assert found.info.end_time is not None
+    tags = {name: found.data.tags[name] for name in ("search.trial", "dvc.experiment", "ended")}
+    assert tags == {"search.trial": "1", "dvc.experiment": "second", "ended": "finished"}
+    history = client(tmp_path).get_metric_history(found.info.run_id, "train/loss")
+    assert [(metric.step, metric.value) for metric in history] == [(e, 1 / e) for e in range(1, 5)]
+    events = EventAccumulator(str(tmp_path / again.record["tensorboard"])).Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3, 4]
+
+
+def test_a_training_that_goes_on_opens_a_new_run_where_its_own_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    with tracking.training_run(params(), STATS) as run:
+        run.log_epoch(ROW)
+    record = run.record["mlflow"]
+    client(tmp_path).delete_run(record["run_id"])
+    for change in ({}, {"run_id": "0" * 32}, {"tracking_uri": "http://127.0.0.1:1"}, {"experiment_id": "7"}):
+        before = {"mlflow": record | change, "tensorboard": None}
+        with tracking.training_run(params(), STATS, before=before) as other:
+            other.log_epoch(ROW)
+        found = stored(tmp_path, other.record)
+        assert found.info.run_id != record["run_id"]
+        assert found.data.params["train.patience"] == "null"
+        assert found.data.metrics["train/loss"] == 2.0
+
+
 SILENT = """
 import sys
 from vision import params, tracking

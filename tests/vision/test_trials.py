@@ -70,6 +70,8 @@ def test_a_trial_that_the_search_has_given_up_ends_in_one_line(params: Params, m
     study.tell(0, state=TrialState.FAIL)
     with pytest.raises(UserError, match="has given it up"):
         trial.goes_on(1, 0.5)
+    with pytest.raises(UserError, match="has given it up"):
+        trial.end("finished", 0.5)
 
 
 def test_a_study_that_goes_on_does_not_suggest_the_same_again(params: Params) -> None:
