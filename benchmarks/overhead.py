@@ -181,6 +181,8 @@ class Clone:
                 shutil.copy2(checkout / name, self.root / name)
         params = yaml.safe_load((self.root / "params.yaml").read_text())
         for path, values in {**SMALL, "tracking": {"enabled": tracking}}.items():
+            if path not in params and "." not in path:
+                continue  # an older checkout
             section = functools.reduce(lambda place, key: place[key], path.split("."), params)
             section |= values
         (self.root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
@@ -233,6 +235,8 @@ def measured(checkout: Path, tracking: bool, commands: dict[str, list[str]]) -> 
     with tempfile.TemporaryDirectory() as folder:
         clone = Clone(checkout, Path(folder), tracking)
         for title, command in commands.items():
+            if command[0] == "python" and not (clone.root / command[1]).is_file():
+                continue  # an older checkout
             in_all, stages = clone.run(*command)
             clone.commit()
             everything = [cost for causes in stages.values() for cost in causes.values()]
@@ -324,7 +328,7 @@ def main() -> None:
             print_causes(rounds)
     if options.beside:
         print()
-        for title in commands:
+        for title in (title for title in commands if (title,) in results["the other checkout"][0]):
             pairs = zip(results["this checkout"], results["the other checkout"], strict=True)
             both = [(beside_training(ours, title), beside_training(theirs, title)) for ours, theirs in pairs]
             ratios = [[here / there for here, there in zip(*costs, strict=True)] for costs in both]
