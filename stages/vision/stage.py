@@ -1,5 +1,7 @@
 """How a stage begins, ends and fails: a user's mistake becomes one line and a non-zero exit, never a traceback."""
 
+import atexit
+import gc
 import re
 import resource
 import signal
@@ -43,6 +45,7 @@ def run_stage(main: Callable[[], None], interrupted: str = "`dvc repro` begins t
     started = time.perf_counter()
     # A polite kill unwinds like Ctrl-C, so that temporary files go and the MLflow run is closed.
     signal.signal(signal.SIGTERM, _interrupt)
+    atexit.register(_leave_the_garbage)
     try:
         main()
     except UserError as error:
@@ -64,6 +67,12 @@ def run_stage(main: Callable[[], None], interrupted: str = "`dvc repro` begins t
 def out_of_memory(error: Exception) -> bool:
     """Whether an error says that memory ran out; torch has a class of its own for this on a GPU, and none on a CPU."""
     return isinstance(error, MemoryError) or re.search(r"out of memory|allocate memory", str(error)) is not None
+
+
+def _leave_the_garbage() -> None:
+    """Python looks for garbage once more before it ends, which takes a second where torch and MLflow are imported."""
+    if "triton" not in sys.modules:  # it would take what is left for leaks, and say so in forty lines
+        gc.freeze()
 
 
 def _excepthook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

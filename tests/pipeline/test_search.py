@@ -97,10 +97,8 @@ def test_each_trial_is_an_experiment_and_a_whole_run_below_that_of_the_search(
 
 def test_trials_that_do_badly_end_early(searched: Project, runs: dict[str, Run]) -> None:
     over = trials(searched)[2:]
-    assert {(trial.params["train.lr"], trial.state) for trial in over} == {
-        (0.1, TrialState.COMPLETE),
-        (1e-6, TrialState.PRUNED),
-    }
+    assert {trial.params["train.lr"] for trial in over if trial.state == TrialState.COMPLETE} == {0.1}
+    assert 1e-6 in {trial.params["train.lr"] for trial in over if trial.state == TrialState.PRUNED}
     for trial in over:
         pruned = trial.state == TrialState.PRUNED
         assert max(trial.intermediate_values) == (1 if pruned else 3)
