@@ -9,6 +9,7 @@ from vision.stage import ROOT, UserError, run_stage
 
 # isort: split
 # What follows takes seconds to import; vision.stage stands before it so that Ctrl-C is one line even then.
+import argparse
 import difflib
 import fcntl
 import json
@@ -58,6 +59,7 @@ class Running:
 
 def main() -> None:
     """params.yaml -> optuna.db, an experiment a trial, and their table in MLflow."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     params = load_params()
     check(params)
     with alone():
