@@ -2,7 +2,7 @@
 
     python stages/compare.py
     python stages/compare.py --metric val_loss --metric accuracy
-    python stages/compare.py --each                     # a line for each experiment, the best one first
+    python stages/compare.py --each                     # a line for each experiment, the most accurate first
 
 A figure is the mean and the sample standard deviation (n - 1) over the experiments of the line.
 """
@@ -35,7 +35,7 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description="means and standard deviations of experiments over seeds and folds")
     parser.add_argument("--metric", action="append", help="what to compare, as often as you like", metavar="NAME")
-    parser.add_argument("--each", action="store_true", help="a line for each, sorted by the first metric")
+    parser.add_argument("--each", action="store_true", help="a line for each, the highest of the first metric first")
     options = parser.parse_args()
     wanted = options.metric or METRICS
 
@@ -61,7 +61,7 @@ def main() -> None:
     # What was changed may be long, so it comes last.
     if options.each:
         lines = [["experiment", *wanted, "changed"]]
-        for row in sorted(finished, key=lambda row: spread([row], columns[0]), reverse=True):
+        for row in sorted(finished, key=lambda row: row.get(columns[0]) or 0.0, reverse=True):
             figures = [spread([row], name) for name in columns]
             lines.append([row["Experiment"] or row["rev"], *figures, changed(row, baseline) or "nothing"])
     else:

@@ -217,13 +217,13 @@ def suggested(trial: optuna.Trial, searched: Searched) -> Any:
 
 def conclude(study: optuna.Study, one: Running, run: Run, progress: "tqdm[Any]") -> bool:
     """Tell the study, MLflow and the reader how a trial went; False where it failed."""
-    told = study.trials[one.trial.number].user_attrs
-    accuracy = told.get("val_accuracy")
-    ended = told.get("ended")
-    went_well = one.process.returncode == 0 and accuracy is not None
-    if went_well and ended != "pruned":
+    attributes = study.trials[one.trial.number].user_attrs
+    accuracy, ended = attributes.get("val_accuracy"), attributes.get("ended")
+    finished = one.process.returncode == 0 and accuracy is not None
+    is_over = finished or ended == "diverged"
+    if finished and ended != "pruned":
         study.tell(one.trial, accuracy)
-    elif went_well or ended == "diverged":
+    elif is_over:
         study.tell(one.trial, state=TrialState.PRUNED)
     else:
         study.tell(one.trial, state=TrialState.FAIL)
@@ -231,11 +231,11 @@ def conclude(study: optuna.Study, one: Running, run: Run, progress: "tqdm[Any]")
     changed = ", ".join(f"{name}={plain(value)}" for name, value in one.trial.params.items())
     validated = "" if accuracy is None else f"validation accuracy {accuracy:.2%}, "
     progress.write(f"{one.name}: {validated}{ended}; {changed}")
-    if went_well or ended == "diverged":
+    if is_over:
         progress.update()
         run.log_metrics({"search/val_accuracy": accuracy or 0.0}, step=one.trial.number)
         run.describe_as(table(study))
-    return went_well or ended == "diverged"
+    return is_over
 
 
 def reason(log: Path) -> str:
