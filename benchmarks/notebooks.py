@@ -129,7 +129,7 @@ def ours(name: str, given: Settings, images: np.ndarray, labels: np.ndarray, tes
     keep_freed_memory()
     model = network(given, HALF, HALF)
     train = Examples(torch.tensor(images), torch.tensor(labels, dtype=torch.int64))
-    others = ("device", "precision", "checkpoint_seconds")
+    others = ("device", "precision", "deterministic", "checkpoint_seconds")
     chosen = {key: value for key, value in given["train"].items() if key not in others}
 
     def tell(epoch: fit.Epoch) -> None:

@@ -21,7 +21,7 @@ from vision.params import names
 from vision.stage import ROOT, UserError
 
 METRICS = ["val_accuracy", "accuracy"]
-"""Of metrics/train.json and metrics/test.json."""
+"""One of metrics/train.json, one of metrics/test.json."""
 REPEATED = {"seed", "preprocess.fold"}
 UNFINISHED = {"Failed", "Queued", "Running"}
 PARAMETERS = [name for name in names() if not name.startswith("search.")]

@@ -1,6 +1,6 @@
 """Score the model on the test split, which decides nothing in training; the figures join the model's MLflow run."""
 
-from vision.stage import ROOT, UserError, run_stage
+from vision.stage import ROOT, UserError, peak_memory, run_stage
 
 # isort: split
 # What follows takes seconds to import; vision.stage stands before it so that Ctrl-C is one line even then.
@@ -11,21 +11,24 @@ import torch
 
 from vision import arrays, infer, scores, tracking, weights, workers
 from vision.arrays import Stats
-from vision.device import choose, keep_freed_memory
+from vision.device import choose, compute_deterministically, keep_freed_memory
 from vision.params import Evaluate, load_params
 from vision.progress import bar
+from vision.run import Record
 
 
 def main() -> None:
     """models/, data/processed -> data/predictions, metrics/test.json and the tables beside it."""
     params = load_params()
     settings = params.evaluate
-    record = arrays.read_document(ROOT / "metrics/run.json", "mlflow", "tensorboard")
+    record = arrays.read_json(ROOT / "metrics/run.json", Record)
     model, description = weights.load(ROOT / "models")
     stats = arrays.read_stats(ROOT / "data/processed")
-    test = arrays.read_split(ROOT / "data/processed", "test")
+    test = arrays.read_split(ROOT / "data/processed", "test", len(stats.classes), stats.image_shape, mapped=False)
     if (description.classes, description.image_shape) != (stats.classes, stats.image_shape):
         raise UserError(f"{ROOT / 'models/model.json'}: trained on other classes or image sizes; `dvc repro -f train`")
+    if params.train.deterministic:
+        compute_deterministically()
     try:
         device, dtype = choose(params.train.device, params.train.precision)
     except ValueError as error:
@@ -36,7 +39,7 @@ def main() -> None:
     model.to(device)
     with tracking.resumed_run(params.tracking, record) as run:
         started = time.perf_counter()
-        images = torch.tensor(test.images, device=device)
+        images = torch.from_numpy(test.images).to(device)
         one_view, logits = logits_with_progress(model, images, dtype, settings)
         probabilities = logits.softmax(1).cpu().numpy()
         seconds = time.perf_counter() - started
@@ -44,13 +47,13 @@ def main() -> None:
         summary = {
             **scores.summary(test.labels, probabilities),
             "accuracy_one_view": float((one_view.argmax(1).cpu().numpy() == test.labels).mean()),
-            "images_per_s": len(images) / seconds,
-            "seconds": seconds,
         }
         arrays.write_json(ROOT / "metrics/test.json", summary)
-        write_tables(np.asarray(test.labels), probabilities, stats)
+        write_tables(test.labels, probabilities, stats)
         run.set_tags({"evaluate": settings.model_dump()})
-        run.log_metrics({f"test/{name}": value for name, value in summary.items()})
+        figures = {**summary, "seconds": seconds, "images_per_s": len(images) / seconds}
+        run.log_metrics({f"test/{name}": value for name, value in figures.items()})
+        run.log_metrics({"evaluate/peak_memory_mib": peak_memory()})
     print(
         f"evaluate: test accuracy {summary['accuracy']:.2%}, with one view an image {summary['accuracy_one_view']:.2%}"
     )

@@ -1,6 +1,6 @@
 """One page to look at: how well the model does, where it errs, how it was trained; report/index.html holds it all."""
 
-from vision.stage import ROOT, main_root, run_stage
+from vision.stage import ROOT, main_root, peak_memory, run_stage
 
 # isort: split
 # What follows takes seconds to import; vision.stage stands before it so that Ctrl-C is one line even then.
@@ -25,6 +25,7 @@ def main() -> None:
         run.log_artifact(file, "report")
         for table in ("history", "confusion_matrix", "per_class", "calibration"):
             run.log_artifact(ROOT / "metrics" / f"{table}.csv", "metrics")
+        run.log_metrics({"report/peak_memory_mib": peak_memory()})
     if main_root(ROOT) == ROOT:
         print(f"report: open {file} in a browser")
     else:

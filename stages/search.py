@@ -11,7 +11,6 @@ from vision.stage import ROOT, UserError, run_stage
 # What follows takes seconds to import; vision.stage stands before it so that Ctrl-C is one line even then.
 import argparse
 import difflib
-import fcntl
 import json
 import os
 import re
@@ -20,8 +19,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,13 +60,17 @@ def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     params = load_params()
     check(params)
-    with alone():
-        study = begun(params)
-        with tracking.search_run(params, study.user_attrs.get("run_id")) as run:
-            study.set_user_attr("run_id", (run.record["mlflow"] or {}).get("run_id"))
+    study = begun(params)
+    with tracking.search_run(params, study.user_attrs.get("run_id")) as run:
+        study.set_user_attr("run_id", (run.record["mlflow"] or {}).get("run_id"))
+        try:
             search(study, params, run)
-            run.set_tags({"ended": "finished", "search": params.search.model_dump()})
-            draw(study, run)
+        except KeyboardInterrupt:
+            if over(study):
+                print(told(study), flush=True)
+            raise
+        run.set_tags({"ended": "finished", "search": params.search.model_dump()})
+        draw(study, run)
     print(told(study))
 
 
@@ -92,18 +94,6 @@ def check(params: Params) -> None:
             checked(document, f"{where}: with {name} {json.dumps(value)}")
     if params.preprocess.folds is None and not params.preprocess.val_fraction:
         raise UserError("params.yaml: preprocess.val_fraction: a search goes by validation images; set it above 0")
-
-
-@contextmanager
-def alone() -> Iterator[None]:
-    """Refuse a second search in this checkout: each would take the other's trials for interrupted ones."""
-    SCRATCH.mkdir(parents=True, exist_ok=True)
-    with open(SCRATCH / "lock", "a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{SCRATCH / 'lock'}: another search is running in this checkout; wait for it") from None
-        yield
 
 
 def begun(params: Params) -> optuna.Study:
@@ -189,6 +179,7 @@ def start(study: optuna.Study, params: Params) -> Running:
     trial = study.ask()
     changed = [f"--set-param={one.parameter}={json.dumps(suggested(trial, one))}" for one in params.search.space]
     name = f"{study.study_name}-{trial.number}"
+    SCRATCH.mkdir(parents=True, exist_ok=True)
     log = SCRATCH / f"{name}.log"
     environment = os.environ | trials.environment(study.study_name, trial.number, params.search.jobs)
     # The stages are to run with the Python that runs this.

@@ -1,43 +1,53 @@
 """Fit the network to the training split and keep the best weights by validation; the run is recorded in MLflow."""
 
-from vision.stage import ROOT, UserError, main_root, out_of_memory, run_stage
+from vision.stage import ROOT, UserError, main_root, peak_memory, remedy, run_stage
 
 # isort: split
 # What follows takes seconds to import; vision.stage stands before it so that Ctrl-C is one line even then.
+import operator
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from typing import Any
 
 import torch
 
 from vision import arrays, fit, identity, models, speed, tracking, transfer, trials, weights, workers
-from vision.arrays import Stats
+from vision.arrays import Split, Stats
 from vision.augment import shrunk
 from vision.batches import Examples
 from vision.checkpoint import checkpoints
-from vision.device import choose, environment, keep_freed_memory
+from vision.device import choose, compute_deterministically, environment, keep_freed_memory
 from vision.params import Params, load_params
 from vision.progress import bar
 from vision.training import State
 
 Row = dict[str, float | None]
-"""A row of metrics/history.csv: an epoch's figures by name."""
+"""An epoch's figures by name."""
+
+PACE = ("seconds", "images_per_s", "share_of_peak")
+"""Those that no two trainings have alike; metrics/history.csv is without them."""
 
 
 def main() -> None:
-    """data/processed -> models/, metrics/train.json, metrics/history.csv."""
+    """data/processed -> models/, metrics/train.json, speed.json, run.json and history.csv."""
     params = load_params()
     stats = arrays.read_stats(ROOT / "data/processed")
+    splits = [
+        arrays.read_split(ROOT / "data/processed", name, len(stats.classes), stats.image_shape, mapped=False)
+        for name in ("train", "val")
+    ]
+    if params.train.deterministic:
+        compute_deterministically()
     try:
         device, dtype = choose(params.train.device, params.train.precision)
     except ValueError as error:
         raise UserError(f"params.yaml: {error}") from None
     keep_freed_memory()
     workers.share_cores()
-    peak = speed.peak_flops(device, dtype)
 
     started = time.perf_counter()
-    train, val = (examples(name, device) for name in ("train", "val"))
+    train, val = (examples(split, device) for split in splits)
     if params.train.patience is not None and not len(val.labels):
         raise UserError(
             "params.yaml: train.patience: watches the validation figures, but there are no validation images; "
@@ -52,6 +62,7 @@ def main() -> None:
     prepared = time.perf_counter() - started
     for scale in params.train.image_scales:
         check(model, shrunk(train.images[:1], scale), scale)
+    peak = speed.peak_flops(device, dtype)  # takes a second, so after all checks
 
     trial = trials.current(params)
     folder = main_root(ROOT) / "checkpoints" / identity.of_training(params, device, dtype)
@@ -60,16 +71,13 @@ def main() -> None:
         if before:
             print(f"train: {place(before)}", flush=True)
         with tracking.training_run(params, stats, trial.tags, before["run"] if before else None) as run:
-            history: list[Row] = []
-            work = 0.0
+            rows: list[Row] = []
 
             def on_epoch(epoch: fit.Epoch) -> bool:
-                nonlocal work
                 # Of the epoch's size of images, and of the layers that it trained.
                 flops = speed.training_flops(model, shrunk(train.images[:1], epoch.image_scale))
-                work += flops * epoch.images
-                history.append({**asdict(epoch), "share_of_peak": epoch.images_per_s * flops / peak})
-                run.log_epoch(history[-1])
+                rows.append({**asdict(epoch), "share_of_peak": epoch.images_per_s * flops / peak})
+                run.log_epoch(rows[-1])
                 return trial.goes_on(epoch.epoch, epoch.val_accuracy)
 
             def on_checkpoint(state: Callable[[], State]) -> None:
@@ -88,41 +96,26 @@ def main() -> None:
                 trial.end("diverged")
                 advice = f"lower train.lr (now {params.train.lr:g})"
                 raise UserError(f"diverged: {error} is not a finite number; {advice}") from None
-            summary = {
-                **summarize(fitted, work, peak),
-                "seconds": seconds(),
-                "peak_tflops": peak / 1e12,
-                "parameters": sum(p.numel() for p in model.parameters()),
-            }
-            weights.save(ROOT / "models", model, description)
-            arrays.write_csv(ROOT / "metrics/history.csv", list(history[0]), [list(row.values()) for row in history])
-            arrays.write_json(ROOT / "metrics/train.json", summary)
+            summary = summarize(fitted) | {"parameters": sum(p.numel() for p in model.parameters())}
+            pace = {"seconds": seconds(), **mean_pace(fitted, rows), "peak_tflops": peak / 1e12}
             found = environment(device, dtype)
-            arrays.write_json(ROOT / "metrics/run.json", {**run.record, "environment": found})
+            weights.save(ROOT / "models", model, description)
+            write_metrics(summary, pace, rows, {**run.record, "environment": found})
             ended = "finished"
             if fitted.stopped_early:
                 ended = "pruned" if trial.pruned else "stopped early"
             run.set_tags({**found, "parameters": summary["parameters"], "ended": ended})
-            run.log_metrics(
-                {
-                    "train/best_epoch": summary["best_epoch"],
-                    "train/total_seconds": summary["seconds"],
-                    "train/mean_images_per_s": summary["images_per_s"],
-                    "train/mean_share_of_peak": summary["share_of_peak"],
-                    "train/peak_tflops": summary["peak_tflops"],
-                }
-            )
-            if "val_accuracy" in summary:
-                run.log_metrics({f"val/best_{name}": summary[f"val_{name}"] for name in ("loss", "accuracy")})
+            run.log_metrics(headlines(summary, pace))
             probabilities = torch.nn.Sequential(model.cpu(), torch.nn.Softmax(1)).eval()
             run.log_model(probabilities, train.images[:2].cpu().numpy(), stats.classes)
             run.register_model(summary.get("val_accuracy"))
+            run.log_metrics({"train/peak_memory_mib": peak_memory()})
             trial.end(ended, summary.get("val_accuracy"))
         saved.clear()
     held_out = f", validation accuracy {summary['val_accuracy']:.2%}" if "val_accuracy" in summary else ""
     print(
-        f"train: best epoch {fitted.best_epoch} of {len(history)}{held_out}; {summary['seconds']:.0f} s, "
-        f"{summary['images_per_s']:,.0f} images/s, {summary['share_of_peak']:.0%} of this device's measured peak"
+        f"train: best epoch {fitted.best_epoch} of {len(rows)}{held_out}; {pace['seconds']:.0f} s, "
+        f"{pace['images_per_s']:,.0f} images/s, {pace['share_of_peak']:.0%} of this device's measured peak"
     )
 
 
@@ -166,7 +159,7 @@ def check(model: models.Classifier, image: torch.Tensor, scale: float) -> None:
     try:
         speed.training_flops(model, image)
     except (RuntimeError, AssertionError) as error:  # a vision transformer asserts
-        if out_of_memory(error):
+        if remedy(error):  # it is not the image
             raise
         height, width = image.shape[1:3]
         raise UserError(
@@ -175,12 +168,10 @@ def check(model: models.Classifier, image: torch.Tensor, scale: float) -> None:
         ) from None
 
 
-def examples(name: str, device: torch.device) -> Examples:
-    """Bring one split to the device: images as uint8, labels as int64."""
-    split = arrays.read_split(ROOT / "data/processed", name)
-    return Examples(
-        torch.tensor(split.images, device=device), torch.tensor(split.labels, device=device, dtype=torch.int64)
-    )
+def examples(split: Split, device: torch.device) -> Examples:
+    """Bring a split to the device: images as uint8, labels as int64."""
+    images, labels = map(torch.from_numpy, (split.images, split.labels))  # on a CPU these are the arrays' memory
+    return Examples(images.to(device), labels.to(device, torch.int64))
 
 
 def fit_with_progress(
@@ -194,10 +185,11 @@ def fit_with_progress(
     state: State | None,
 ) -> fit.Fitted:
     """Call `fit.fit`, showing a bar and a line an epoch."""
-    given = params.train.model_dump(exclude={"device", "precision", "checkpoint_seconds"})
+    given = params.train.model_dump(exclude={"device", "precision", "deterministic", "checkpoint_seconds"})
     settings = fit.Settings(seed=params.seed, dtype=dtype, freeze=params.model.freeze, **given)
     # In per cent: images of an epoch at full size take longer than those of the first ones.
     form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
+    behind = len(state["history"]) if state else 0
     with bar(total=100, unit="%", description="train", bar_format=form) as progress_bar:
 
         def show(progress: fit.Progress) -> None:
@@ -215,29 +207,54 @@ def fit_with_progress(
             progress_bar.write(
                 f"epoch {epoch.epoch:3d}: train loss {epoch.train_loss:.4f}, accuracy {epoch.train_accuracy:.2%}"
                 f"{validated}; {epoch.seconds:.1f} s, {epoch.images_per_s:,.0f} images/s"
+                f"{' (trained earlier)' if epoch.epoch <= behind else ''}"
             )
             return on_epoch(epoch)
 
         return fit.fit(model, train, val, settings, show, show_and_pass_on, on_checkpoint, state)
 
 
-def summarize(fitted: fit.Fitted, work: float, peak: float) -> dict[str, float]:
-    """What metrics/train.json says of the best epoch and of all epochs together.
-
-    `work` are the floating-point operations of all epochs, `peak` those a second that the device reaches.
-    """
+def summarize(fitted: fit.Fitted) -> dict[str, float]:
+    """What metrics/train.json says of the best epoch."""
     best = asdict(fitted.history[fitted.best_epoch - 1])
     names = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")
-    images = sum(epoch.images for epoch in fitted.history)
-    seconds = sum(epoch.images / epoch.images_per_s for epoch in fitted.history)
     return {
         "best_epoch": fitted.best_epoch,
         "epochs": len(fitted.history),
         "stopped_early": fitted.stopped_early,
         **{name: best[name] for name in names if best[name] is not None},
-        "images_per_s": images / seconds,
-        "share_of_peak": work / seconds / peak,
     }
+
+
+def mean_pace(fitted: fit.Fitted, rows: list[Row]) -> dict[str, float]:
+    """What metrics/speed.json says of all epochs together, by the seconds that each trained."""
+    trained = [epoch.images / epoch.images_per_s for epoch in fitted.history]
+    shares = [row["share_of_peak"] or 0.0 for row in rows]
+    return {
+        "images_per_s": sum(epoch.images for epoch in fitted.history) / sum(trained),
+        "share_of_peak": sum(map(operator.mul, trained, shares)) / sum(trained),
+    }
+
+
+def write_metrics(summary: dict[str, float], pace: dict[str, float], rows: list[Row], run: dict[str, Any]) -> None:
+    """Write metrics/: what is the same whenever the same is trained apart from what never is."""
+    kept = [{name: value for name, value in row.items() if name not in PACE} for row in rows]
+    arrays.write_csv(ROOT / "metrics/history.csv", list(kept[0]), [list(row.values()) for row in kept])
+    arrays.write_json(ROOT / "metrics/train.json", summary)
+    arrays.write_json(ROOT / "metrics/speed.json", pace)
+    arrays.write_json(ROOT / "metrics/run.json", run)
+
+
+def headlines(summary: dict[str, float], pace: dict[str, float]) -> dict[str, float]:
+    """The figures of a whole training as the run's metrics, which curves by epoch go by other names beside."""
+    best = {f"val/best_{name}": summary[f"val_{name}"] for name in ("loss", "accuracy") if f"val_{name}" in summary}
+    return {
+        "train/best_epoch": summary["best_epoch"],
+        "train/total_seconds": pace["seconds"],
+        "train/mean_images_per_s": pace["images_per_s"],
+        "train/mean_share_of_peak": pace["share_of_peak"],
+        "train/peak_tflops": pace["peak_tflops"],
+    } | best
 
 
 if __name__ == "__main__":

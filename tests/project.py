@@ -15,6 +15,8 @@ import official_formats
 import yaml
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+NEVER_ALIKE = {"metrics/run.json", "metrics/speed.json", "report/index.html"}
+"""What names a run or holds times."""
 
 
 @dataclass(frozen=True)
@@ -50,10 +52,10 @@ class Project:
             start_new_session=True,
         )
 
-    def run(self, *command: str, status: int = 0) -> str:
-        """Run a command to its end and give all that it printed."""
+    def run(self, *command: str, status: int = 0, timeout: float = 300) -> str:
+        """Run a command to its end, which is to come within so many seconds, and give all that it printed."""
         process = self.start(*command)
-        output, _ = process.communicate(timeout=300)
+        output, _ = process.communicate(timeout=timeout)
         assert process.returncode == status, output
         return output
 
@@ -67,7 +69,10 @@ class Project:
         document = yaml.safe_load(path.read_text())
         for section, values in sections.items():
             document[section] |= values
-        path.write_text(yaml.safe_dump(document, sort_keys=False))
+        # Another file: one of the same size and second Git may take for the one that it knows.
+        changed = path.with_suffix(".changed")
+        changed.write_text(yaml.safe_dump(document, sort_keys=False))
+        changed.replace(path)
 
     def json(self, path: str) -> Any:
         return json.loads((self.root / path).read_text())
@@ -79,6 +84,11 @@ class Project:
     def lock(self) -> dict[str, Any]:
         """The stages of dvc.lock."""
         return yaml.safe_load((self.root / "dvc.lock").read_text())["stages"]
+
+    def lasting(self, *stages: str) -> dict[str, str]:
+        """The hashes in dvc.lock of what these stages make alike whenever they do the same."""
+        outs = [out for stage in stages for out in self.lock()[stage]["outs"]]
+        return {out["path"]: out["md5"] for out in outs if out["path"] not in NEVER_ALIKE}
 
 
 def clone(folder: Path) -> Project:

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.request import urlopen
 
+import psutil
+
 
 def free_port() -> int:
     with socket.socket() as probe:
@@ -35,22 +37,54 @@ def wait_until(ready: Callable[[], bool], process: subprocess.Popen[bytes], log:
         time.sleep(0.2)
 
 
+class MlflowServer:
+    """An MLflow server on the database of this URI that may die and come back; all it has is in `folder`."""
+
+    def __init__(self, database: str, folder: Path, workers: int) -> None:
+        self.port = free_port()
+        self.address = f"http://127.0.0.1:{self.port}"
+        store = ["--backend-store-uri", database, "--artifacts-destination", str(folder / "artifacts")]
+        self.command = [sys.executable, "-m", "mlflow", "server", "--port", str(self.port), "--workers", str(workers)]
+        self.command += store
+        self.folder = folder
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+        environment = inherited | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # nine processes more
+        log = self.folder / "server.log"
+        with log.open("w") as output:
+            self.process = subprocess.Popen(
+                self.command, cwd=self.folder, env=environment, stdout=output, stderr=output, start_new_session=True
+            )
+        wait_until(lambda: answers(f"{self.address}/health"), self.process, log)
+        assert listening(self.process.pid) == {"127.0.0.1"}, "nobody asked for more"
+
+    def send(self, signal_number: int) -> None:
+        """Give it a signal, and its workers as well."""
+        assert self.process is not None
+        os.killpg(self.process.pid, signal_number)
+
+    def kill(self) -> None:
+        if self.process is not None:
+            self.send(signal.SIGKILL)
+            self.process.wait(timeout=60)
+            self.process = None
+
+
+def listening(pid: int) -> set[str]:
+    """The addresses that a process and those below it listen at."""
+    process = psutil.Process(pid)
+    connections = (one.net_connections("inet") for one in (process, *process.children(recursive=True)))
+    return {found.laddr.ip for each in connections for found in each if found.status == psutil.CONN_LISTEN}
+
+
 @contextmanager
-def mlflow_server(database: str, folder: Path, workers: int) -> Iterator[str]:
-    """The address of an MLflow server on the database of this URI; its artifacts and its log are in `folder`."""
-    port = free_port()
-    store = ["--backend-store-uri", database, "--artifacts-destination", str(folder / "artifacts")]
-    command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", str(workers), *store]
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
-    environment = inherited | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # nine processes more
-    log = folder / "server.log"
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            command, cwd=folder, env=environment, stdout=output, stderr=output, start_new_session=True
-        )
+def mlflow_server(database: str, folder: Path, workers: int) -> Iterator[MlflowServer]:
+    """An MLflow server that runs, for as long as the block does not kill it."""
+    server = MlflowServer(database, folder, workers)
     try:
-        wait_until(lambda: answers(f"http://127.0.0.1:{port}/health"), process, log)
-        yield f"http://127.0.0.1:{port}"
+        server.start()
+        yield server
     finally:
-        os.killpg(process.pid, signal.SIGKILL)  # its workers as well
-        process.wait(timeout=60)
+        server.kill()

@@ -28,7 +28,8 @@ CORE = {
     "checkpoint",
     "fit",
 }
-NO_DEPENDENCY = {"params", "stage", "progress", "trials", "workers", "run", "events", "registry", "tracking"}
+MLFLOW = {"registry", "store", "delivery", "tracking"}
+NO_DEPENDENCY = {"schema", "params", "stage", "progress", "trials", "workers", "run", "events", "outbox", *MLFLOW}
 """What changes no output, so that no stage depends on it; dvc.yaml says so at its top."""
 
 
@@ -87,11 +88,11 @@ def test_the_core_imports_torch_and_the_standard_library_alone(room: str) -> Non
         assert rooms_of(file) <= CORE
 
 
-def test_only_tracking_and_the_registry_import_mlflow() -> None:
+def test_only_the_rooms_for_it_import_mlflow() -> None:
     importing = {
         room for room in all_rooms() if any("mlflow" in name for file in files(room) for name in imports(file))
     }
-    assert importing == {"registry", "tracking"}
+    assert importing == MLFLOW
     assert not any("mlflow" in name for stage in STAGES for name in imports(ROOT / f"stages/{stage}.py"))
 
 
@@ -101,3 +102,21 @@ def test_the_readme_lists_every_room_and_each_imports_only_rooms_above_it() -> N
     for position, room in enumerate(listed):
         for file in files(room):
             assert rooms_of(file) <= set(listed[: position + 1]), room
+
+
+CODE = sorted(path for folder in ("stages", "benchmarks") for path in (ROOT / folder).rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", CODE, ids=lambda path: str(path.relative_to(ROOT)))
+def test_nothing_unpickles(path: Path) -> None:
+    """But for the class in formats.py that makes arrays and plain values alone, for the official files."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call):
+            name, given = ast.unparse(node.func), {one.arg: ast.unparse(one.value) for one in node.keywords}
+            if name == "torch.load" or name.endswith(("get_state_dict", "load_state_dict_from_url")):
+                assert given.get("weights_only") == "True", node.lineno
+            assert given.get("allow_pickle", "False") == "False", node.lineno
+        elif isinstance(node, ast.Attribute):
+            name = ast.unparse(node)
+            assert not re.match(r"(pickle|marshal|shelve|joblib)\.(loads?|open)\b", name), node.lineno
+            assert not name.endswith("Unpickler") or path.name == "formats.py", node.lineno

@@ -43,7 +43,8 @@ def preprocess(clone: Path, status: int = 0, **settings: object) -> str:
 
 
 def split(clone: Path, name: str) -> Split:
-    return arrays.read_split(clone / "data/processed", name)
+    stats = arrays.read_stats(clone / "data/processed")
+    return arrays.read_split(clone / "data/processed", name, len(stats.classes), stats.image_shape)
 
 
 def as_files(clone: Path, *, apart: bool, sizes: tuple[int, ...] = (32,)) -> None:

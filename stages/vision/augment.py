@@ -156,7 +156,8 @@ class Cutout:
         if self.share == 0:
             return images
         count, height, width, _ = images.shape
-        side = max(1, round(self.share * height))
+        # A square of twice the image's size covers all of it already, wherever its centre is.
+        side = min(max(1, round(self.share * height)), 2 * max(height, width))
         top, left = (
             torch.randint(size, (count,), generator=self.generator, device=self.generator.device) - side // 2
             for size in (height, width)

@@ -16,6 +16,8 @@ import torch
 from vision.training import State
 
 _KEPT = 2
+_FORGOTTEN = 7 * 24 * 3600
+"""Seconds after which nobody is expected to go on with a training."""
 _WAITS = 100
 """A save is followed by so many times the time that it took, so that large networks spend no more on it either."""
 
@@ -88,9 +90,12 @@ class Checkpoints:
         self.due = ended + max(self.seconds, _WAITS * (ended - started))
 
     def clear(self) -> None:
-        """Remove them all: the training is over."""
+        """Remove them all: the training is over. So are those beside it that nobody went on with for a week."""
         if self.folder is not None:
             shutil.rmtree(self.folder, ignore_errors=True)
+            for other in self.folder.parent.iterdir():
+                with suppress(OSError):
+                    _forget(other)
             self.folder = None
 
     def _files(self) -> list[Path]:
@@ -126,6 +131,28 @@ def _read(path: Path) -> State:
     if not isinstance(state, dict):
         raise TypeError("it holds no state")
     return state
+
+
+def _forget(folder: Path) -> None:
+    """Remove the checkpoints in a folder if they are old and no process uses it.
+
+    Raises:
+        OSError: one does, or it is no folder of checkpoints alone.
+    """
+
+    def is_old() -> bool:
+        return time.time() - folder.stat().st_mtime > _FORGOTTEN
+
+    if not is_old():
+        return  # unlocked: a training that begins just now is to find it free
+    lock = _locked(folder)
+    try:
+        if is_old():
+            for path in (*folder.glob("*.pt"), *folder.glob("partial")):
+                path.unlink()
+            folder.rmdir()
+    finally:
+        os.close(lock)
 
 
 def _locked(folder: Path) -> int:

@@ -46,6 +46,18 @@ def _has_native_bf16(device: torch.device) -> bool:
     return False
 
 
+def compute_deterministically() -> None:
+    """Have this process take only kernels that give the same bits each time, before it computes anything.
+
+    An operation that has none on the device raises RuntimeError. What a CPU computes is the same with this and without.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when CUDA starts
+    torch.backends.cudnn.benchmark = False  # it would choose the kernel that happened to be the fastest
+    torch.use_deterministic_algorithms(True)
+    # That also fills memory that nothing was written to yet; it would be found out by other means, and takes time.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
 def keep_freed_memory() -> None:
     """Have this process keep the memory that it frees, for its next allocation; on Linux with glibc, else nothing.
 

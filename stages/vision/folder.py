@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,8 @@ import numpy as np
 
 from vision.arrays import replaced_directory
 from vision.images import SUFFIXES, decode, in_threads
-from vision.stage import ROOT, UserError
+from vision.schema import breaks, printable
+from vision.stage import UserError, at_root
 
 SPLITS = {"train", "test"}
 _LIKE_SPLITS = {*SPLITS, "training", "testing", "val", "valid", "validation"}
@@ -55,9 +55,9 @@ def copy(source: str, directory: Path, say: Callable[[str], None]) -> Listing:
         UserError: it is no such folder, or holds images that cannot be decoded; `directory` is as before then.
     """
     try:
-        folder = ROOT / Path(source).expanduser()
+        folder = at_root(source)
         listing = scan(folder)
-    except (UserError, OSError, RuntimeError) as error:  # RuntimeError: the home of an unknown ~user
+    except (UserError, OSError) as error:
         reason = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else error
         raise UserError(f"download.source: {source}: {reason}") from None
     say(f"read from {source}")
@@ -81,7 +81,7 @@ def copy(source: str, directory: Path, say: Callable[[str], None]) -> Listing:
 
         in_threads(take, len(files), "check")
         if refused:
-            lines = [f"{_printable(path)}: {refused[path]}" for path in sorted(refused)[:_NAMED]]
+            lines = [f"{printable(path)}: {refused[path]}" for path in sorted(refused)[:_NAMED]]
             beyond = [f"and {len(refused) - _NAMED:,} more"] if len(refused) > _NAMED else []
             heading = f"download.source: {source}: has images that cannot be read; repair or remove them:"
             raise UserError("\n".join([heading, *lines, *beyond]))
@@ -176,8 +176,8 @@ def _walk(folder: Path, links: bool) -> tuple[list[Path], list[Path]]:
                 _refuse_link(path, folder)
             if not path.is_file():
                 raise UserError(f"{inside} is a special file; remove it")
-            if any(unicodedata.category(character) in ("Cc", "Cs") for character in str(inside)):
-                raise UserError(f"{_printable(inside)}: the name has control characters or is not UTF-8; rename it")
+            if breaks(str(inside)):
+                raise UserError(f"{printable(inside)}: the name has control characters or is not UTF-8; rename it")
             images.append(inside)
     return sorted(images), sorted(others)
 
@@ -185,7 +185,7 @@ def _walk(folder: Path, links: bool) -> tuple[list[Path], list[Path]]:
 def _refuse_link(path: Path, folder: Path) -> None:
     if path.is_symlink():
         raise UserError(
-            f"{_printable(path.relative_to(folder))} is a symbolic link, and those may lead anywhere; "
+            f"{printable(path.relative_to(folder))} is a symbolic link, and those may lead anywhere; "
             "`cp -rL FOLDER COPY` makes a copy that has none"
         )
 
@@ -193,9 +193,4 @@ def _refuse_link(path: Path, folder: Path) -> None:
 def _some(paths: Sequence[Path | str]) -> str:
     """The first of them, and how many more there are."""
     beyond = f" and {len(paths) - _NAMED:,} more" if len(paths) > _NAMED else ""
-    return ", ".join(map(_printable, paths[:_NAMED])) + beyond
-
-
-def _printable(path: Path | str) -> str:
-    """A name that may hold anything, on one line."""
-    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in str(path))
+    return ", ".join(map(printable, paths[:_NAMED])) + beyond

@@ -8,7 +8,7 @@ import torch
 import yaml
 
 from vision.params import Params
-from vision.stage import ROOT
+from vision.stage import ROOT, at_root
 
 _DATA = ("train_images.npy", "train_labels.npy", "val_images.npy", "val_labels.npy", "stats.json")
 
@@ -20,7 +20,7 @@ def of_training(params: Params, device: torch.device, dtype: torch.dtype) -> str
     """
     files = [*_code(), *(ROOT / "data/processed" / name for name in _DATA)]
     if params.model.weights is not None:
-        files += [path for path in [ROOT / Path(params.model.weights).expanduser()] if path.is_file()]
+        files += [path for path in [at_root(params.model.weights)] if path.is_file()]
     facts = {
         "params": params.model_dump(include={"seed", "model", "train"}, exclude={"train": {"checkpoint_seconds"}}),
         "files": [[path.name, _digest(path)] for path in files],

@@ -18,6 +18,7 @@ SUFFIXES = {".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".pbm", "
 _FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 _LONGEST = 65_535
 _CHUNK = 16  # images that a thread takes at once
+_BLOCK = 10_000  # images that are copied at once
 
 
 def decode(path: Path, least: int | None = None) -> Image.Image:
@@ -81,7 +82,7 @@ def resized(
         UserError: a file cannot be decoded, or size is None and the files are not all of one size.
     """
     if isinstance(images, np.ndarray) and size is None:
-        return images[rows]
+        return _taken(images, rows)
 
     def read(row: int) -> Image.Image:
         if isinstance(images, np.ndarray):
@@ -105,6 +106,18 @@ def resized(
 
     in_threads(place, len(rows), description)
     return pixels
+
+
+def _taken(images: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """`images[rows]`; where they are a mapped file, what has been read of it does not stay in memory beside them."""
+    if not isinstance(images, np.memmap) or images.filename is None:
+        return images[rows]
+    taken = np.empty((len(rows), *images.shape[1:]), images.dtype)
+    for start in range(0, len(rows), _BLOCK):
+        # Mapped anew each time, as the pages that were read go with the mapping.
+        mapped: np.ndarray = np.memmap(images.filename, images.dtype, "r", images.offset, images.shape)
+        taken[start : start + _BLOCK] = mapped[rows[start : start + _BLOCK]]
+    return taken
 
 
 def different_sizes(one: tuple[int, int], other: tuple[int, int]) -> UserError:

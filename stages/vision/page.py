@@ -1,8 +1,11 @@
 """The report as one HTML page: charts, tables and pictures, all inside the file; page.html.jinja is its form."""
 
 import base64
+import html
 import io
 import json
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,19 +93,25 @@ def render(params: Params, results: Results) -> str:
 
 def note(results: Results) -> str:
     """The headline figures as Markdown, for the head of the run's page in MLflow."""
-    train, test, environment = results.train, results.test, results.run["environment"]
+    train, test, speed, environment = results.train, results.test, results.speed, results.run["environment"]
     validated = f", validation accuracy {train['val_accuracy']:.2%}" if "val_accuracy" in train else ""
     wrong = np.flatnonzero(results.predicted != results.actual)
-    confused = [f"{pair.actual} → {pair.predicted} ({pair.count:,})" for pair in confused_pairs(results, wrong, 3)]
+    pairs = confused_pairs(results, wrong, 3)
+    confused = [f"{literal(pair.actual)} → {literal(pair.predicted)} ({pair.count:,})" for pair in pairs]
     lines = [
         f"**{test['accuracy']:.2%}** test accuracy ({test['accuracy_one_view']:.2%} with one view of each image), "
         f"macro F1 {test['f1_macro']:.2%}",
         f"Epoch {train['best_epoch']} of {train['epochs']} was kept{validated}",
-        f"{results.model['name']}, {train['parameters']:,} parameters, trained in {duration(train['seconds'])} on "
-        f"{environment['device_name']} ({environment['precision']}), {train['share_of_peak']:.0%} of its measured peak",
+        f"{results.model['name']}, {train['parameters']:,} parameters, trained in {duration(speed['seconds'])} on "
+        f"{environment['device_name']} ({environment['precision']}), {speed['share_of_peak']:.0%} of its measured peak",
         *([f"Most confused: {', '.join(confused)}"] if confused else []),
     ]
     return "\n".join(f"- {line}" for line in lines)
+
+
+def literal(name: str) -> str:
+    """The Markdown that shows a name as it is, whatever is in it: no tag, no link, no emphasis."""
+    return re.sub(r"([\\`*_\[\]|~])", r"\\\1", html.escape(name, quote=False))
 
 
 def heat(confusion: np.ndarray) -> np.ndarray:
@@ -151,7 +160,7 @@ def plain(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _column(rows: list[dict[str, Any]], name: str) -> list[Any]:
+def _column(rows: Sequence[Mapping[str, Any]], name: str) -> list[Any]:
     return [row[name] for row in rows]
 
 

@@ -3,6 +3,7 @@
 import difflib
 import math
 import re
+import stat
 from collections.abc import Hashable
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast, get_args
@@ -21,27 +22,24 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails, PydanticCustomError
 
+from vision.schema import Count, NonNegativeCount, OneLine, Positive, all_different, got, place, printable, told
 from vision.stage import ROOT, UserError
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-Count = Annotated[int, Field(ge=1)]
-NonNegativeCount = Annotated[int, Field(ge=0)]
+# Bounds that no good value comes near, and beyond which float32 overflows or a figure takes all memory.
+Rate = Annotated[float, Field(gt=0, le=1e30, allow_inf_nan=False)]
+Strength = Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 Channels = Annotated[int, Field(ge=1, le=4096)]
-Parts = Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=1, max_length=100)]
+Parts = Annotated[list[Annotated[float, Field(ge=0.001, le=1)]], Field(min_length=1, max_length=100)]
+
+_MOST_BYTES = 2**18
+_MOST_TOLD = 20  # mistakes
 
 
 def _with_a_hue(strengths: list[float]) -> list[float]:
     if strengths[-1] > 0.5:
         raise PydanticCustomError("hue", "Value should have as its last, the hue, at most 0.5")
     return strengths
-
-
-def _all_different(names: list[str]) -> list[str]:
-    if len(set(names)) < len(names):
-        raise PydanticCustomError("twice", "List should have no name twice")
-    return names
 
 
 class Section(BaseModel):
@@ -54,7 +52,7 @@ class Download(Section):
     """Where the raw data comes from."""
 
     dataset: Literal["cifar10", "cifar100", "folder"]
-    source: Annotated[str, Field(min_length=1)]
+    source: Annotated[str, Field(max_length=4096), OneLine]
 
     @field_validator("source")
     @classmethod
@@ -67,7 +65,7 @@ class Download(Section):
 class Preprocess(Section):
     """How the images are chosen, sized, split and described."""
 
-    classes: Annotated[list[str], Field(min_length=2), AfterValidator(_all_different)] | None
+    classes: Annotated[list[str], Field(min_length=2), AfterValidator(all_different)] | None
     image_size: Annotated[int, Field(ge=8, le=1024)] | None
     test_fraction: Annotated[float, Field(gt=0, le=0.5)]
     val_fraction: Annotated[float, Field(ge=0, le=0.5)]
@@ -117,7 +115,7 @@ class Model(Section):
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9_]+$", max_length=100)]
     image_size: Annotated[int, Field(ge=2, le=2048)] | None
-    weights: Annotated[str, Field(min_length=1)] | None
+    weights: Annotated[str, Field(max_length=4096), OneLine] | None
     freeze: NonNegativeCount
     convnet: ConvNet
     plain: Plain
@@ -134,25 +132,26 @@ class Train(Section):
 
     device: Literal["auto", "cuda", "mps", "cpu"]
     precision: Literal["auto", "fp32", "bf16", "fp16"]
+    deterministic: bool
     epochs: Annotated[int, Field(ge=1, le=100_000)]
     batch_size: Annotated[int, Field(ge=2, le=1_000_000)]
     optimizer: Literal["muon", "sgd", "adam", "adamw"]
-    lr: Positive
-    other_lr: Positive
+    lr: Rate
+    other_lr: Rate
     momentum: Fraction
     nesterov: bool
-    weight_decay: NotNegative
+    weight_decay: Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
     schedule: Literal["constant", "step", "cosine", "one_cycle", "linear"]
     warmup: Fraction
-    clip_norm: Positive | None
+    clip_norm: Rate | None
     label_smoothing: Fraction
     flip: Literal["none", "random", "alternate"]
     crop_padding: Annotated[int, Field(ge=0, le=64)]
-    rotation: Annotated[float, Field(ge=0, le=180)]
-    color_jitter: Annotated[list[NotNegative], Field(min_length=4, max_length=4), AfterValidator(_with_a_hue)]
+    rotation: Annotated[float, Field(ge=0, le=180, allow_inf_nan=False)]
+    color_jitter: Annotated[list[Strength], Field(min_length=4, max_length=4), AfterValidator(_with_a_hue)]
     cutout: Annotated[int, Field(ge=0, le=4096)]
-    mixup: NotNegative
-    cutmix: NotNegative
+    mixup: Strength
+    cutmix: Strength
     image_scales: Parts
     image_shares: Parts
     ema: Annotated[float, Field(gt=0, lt=1)] | None
@@ -179,7 +178,7 @@ class Evaluate(Section):
 class Report(Section):
     """The page that people look at."""
 
-    title: str
+    title: Annotated[str, Field(max_length=1000), OneLine]
     predictions: Annotated[int, Field(ge=1, le=500)]
     mistakes: Annotated[int, Field(ge=1, le=500)]
     confused_pairs: Annotated[int, Field(ge=1, le=100)]
@@ -189,7 +188,7 @@ class Tracking(Section):
     """MLflow and TensorBoard."""
 
     enabled: bool
-    experiment: Annotated[str, Field(min_length=1, max_length=250)]
+    experiment: Annotated[str, Field(max_length=250), OneLine]
     registry: bool
     tensorboard: bool
 
@@ -207,7 +206,7 @@ Number = Annotated[float, PlainValidator(_finite)]
 class Searched(Section):
     """A parameter to search, from `low` to `high` or among `choices`; only here may keys be left out."""
 
-    parameter: Annotated[str, Field(min_length=1)]
+    parameter: Annotated[str, Field(max_length=100), OneLine]
     low: Number | None = None
     high: Number | None = None
     log: bool = False
@@ -268,11 +267,13 @@ def checked(document: object, where: str) -> Params:
     try:
         return Params.model_validate(document)
     except ValidationError as error:
-        mistakes = error.errors(include_url=False)
+        mistakes = error.errors(include_url=False)[:_MOST_TOLD]
         meant = {_nearest(details["loc"]) for details in mistakes if details["type"] == "extra_forbidden"}
         # A key that is missing because it is misspelt is one mistake, not two.
-        told = [one for one in mistakes if not (one["type"] == "missing" and _path(one["loc"]) in meant)]
-        raise UserError("\n".join(f"{where}: {_explain(details)}" for details in told)) from None
+        lines = [_explain(one) for one in mistakes if not (one["type"] == "missing" and place(one["loc"]) in meant)]
+        if error.error_count() > _MOST_TOLD:
+            lines.append(f"and {error.error_count() - _MOST_TOLD:,} more mistakes")
+        raise UserError("\n".join(f"{where}: {line}" for line in lines)) from None
 
 
 def names(section: type[BaseModel] = Params, prefix: str = "") -> list[str]:
@@ -287,13 +288,25 @@ def names(section: type[BaseModel] = Params, prefix: str = "") -> list[str]:
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads `1e-3` as a number, as DVC does (YAML 1.2), and refuses a key given twice."""
+    """SafeLoader that reads `1e-3` as a number, as DVC does (YAML 1.2), and refuses a key given twice, and aliases.
+
+    Ten lines of aliases of aliases would be read as a value of a billion parts.
+    """
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            raise yaml.MarkedYAMLError(
+                problem=f"*{event.anchor} is an alias; write the value itself", problem_mark=event.start_mark
+            )
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        keys = [key.value for key, _ in node.value]
-        for position, (key, _) in enumerate(node.value):
-            if key.value in keys[:position]:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
                 raise yaml.MarkedYAMLError(problem=f"key {key.value!r} is given twice", problem_mark=key.start_mark)
+            seen.add(key.value if isinstance(key, yaml.ScalarNode) else key)
         return super().construct_mapping(node, deep)
 
 
@@ -304,14 +317,19 @@ _Loader.add_implicit_resolver(
 
 def _read_yaml(path: Path) -> object:
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise UserError(f"{path.name}: not a file; move it away, and `git checkout {path.name}`")
+        if status.st_size > _MOST_BYTES:
+            raise UserError(f"{path.name}: has {status.st_size:,} bytes, more than {_MOST_BYTES:,}; shorten it")
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 - it is a SafeLoader
     except FileNotFoundError:
         raise UserError(f"{path}: not found; `git checkout {path.name}` brings it back") from None
     except UnicodeDecodeError:
         raise UserError(f"{path.name}: not a text file (expected YAML in UTF-8)") from None
     except yaml.MarkedYAMLError as error:
         where = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
-        raise UserError(f"{path.name}: {where}{error.problem}") from None
+        raise UserError(f"{path.name}: {where}{printable(error.problem)}") from None
     except (yaml.YAMLError, ValueError, TypeError) as error:  # also of values like a 13th month
         raise UserError(f"{path.name}: not valid YAML ({' '.join(str(error).split())})") from None
     except RecursionError:
@@ -319,31 +337,20 @@ def _read_yaml(path: Path) -> object:
 
 
 def _explain(details: ErrorDetails) -> str:
-    """One line for one pydantic error: `train.lr: must be greater than 0 (got -1)`."""
-    where = _path(details["loc"])
-    got = f"(got {details['input']!r})"
-    context = details.get("ctx", {})
+    """One line for one pydantic error, which knows of the other keys of the section."""
+    where = place(details["loc"])
     match details["type"]:
         case "extra_forbidden":
             near = _nearest(details["loc"])
             known = ", ".join(_section(details["loc"]).model_fields)
             return f"{where}: unknown key; " + (f"did you mean {near}?" if near else f"known here: {known}")
-        case "missing":
-            return f"{where}: missing"
         case "model_type" | "model_attributes_type":
-            return f"{where}: must be a section of keys {got}" if where else "must be a mapping of sections"
+            received = got(details["input"])
+            return f"{where}: must be a section of keys {received}" if where else "must be a mapping of sections"
         case "invalid_key":
             return f"{where}: a key must be text"
-        case "literal_error":
-            return f"{where}: must be {context['expected']} {got}"
         case _:
-            # "Input should be a valid number", "List should have at least 1 item after validation, not 0"
-            message = re.sub(r"^\w+ should |( after validation)?, not \d+$", "", details["msg"])
-            return f"{where}: must {message} {got}"
-
-
-def _path(location: tuple[int | str, ...]) -> str:
-    return ".".join(str(part) for part in location)
+            return told(details)
 
 
 def _section(location: tuple[int | str, ...]) -> type[BaseModel]:
@@ -359,4 +366,4 @@ def _section(location: tuple[int | str, ...]) -> type[BaseModel]:
 def _nearest(location: tuple[int | str, ...]) -> str | None:
     """The known key that an unknown one at `location` looks like, as a path; None where there is none."""
     near = difflib.get_close_matches(str(location[-1]), _section(location).model_fields, n=1, cutoff=0.5)
-    return _path((*location[:-1], near[0])) if near else None
+    return place((*location[:-1], near[0])) if near else None

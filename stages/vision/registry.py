@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
 
 
 def register(client: "MlflowClient", experiment: str, model_id: str, classes: str, val_accuracy: float | None) -> None:
-    """Enter a logged model into the registry, and see to its aliases.
+    """Enter a logged model into the registry, once, and see to its aliases.
 
     `challenger` is the newest version. `champion` is the one that validates best: it moves only to a version that beats
     it, and never to one of other classes, whose accuracy does not compare. Several processes may do this at once, also
@@ -32,8 +33,14 @@ def register(client: "MlflowClient", experiment: str, model_id: str, classes: st
     tags = {"classes": classes if len(classes) <= 1000 else hashlib.sha256(classes.encode()).hexdigest()}
     if val_accuracy is not None:
         tags["val_accuracy"] = repr(val_accuracy)
-    with contextlib.redirect_stderr(io.StringIO()):  # on which it tells its story
-        mlflow.register_model(f"models:/{model_id}", name, tags=tags)
+    source = f"models:/{model_id}"
+    entered = [number for number, version in _versions(client, name).items() if version.source == source]
+    for number in entered:
+        for key, value in tags.items():
+            client.set_model_version_tag(name, number, key, value)
+    if not entered:
+        with contextlib.redirect_stderr(io.StringIO()):  # on which it tells its story
+            mlflow.register_model(source, name, tags=tags)
     for alias, best in (("challenger", _newest), ("champion", _champion)):
         attempts = 10
         while (version := best(client, name)) is not None:
@@ -60,27 +67,27 @@ def _newest(client: "MlflowClient", name: str) -> str | None:
 def _champion(client: "MlflowClient", name: str) -> str | None:
     """The version that should be `champion` but is not."""
     holder = _holder(client, name, "champion")
-    versions = _versions(client, name)
-    scored = {number: float(tags["val_accuracy"]) for number, tags in versions.items() if "val_accuracy" in tags}
+    tags = {number: version.tags for number, version in _versions(client, name).items()}
+    scored = {number: float(tags[number]["val_accuracy"]) for number in tags if "val_accuracy" in tags[number]}
     if holder is not None:
         # Older ones have lost to it, or to one before it.
-        classes = versions.get(holder, {}).get("classes")
+        classes = tags.get(holder, {}).get("classes")
         scored = {
             number: accuracy
             for number, accuracy in scored.items()
-            if int(number) > int(holder) and versions[number].get("classes") == classes
+            if int(number) > int(holder) and tags[number].get("classes") == classes
         } | {holder: scored.get(holder, -1.0)}
     best = max(scored, key=lambda number: (scored[number], -int(number)), default=None)
     return None if best == holder else best
 
 
-def _versions(client: "MlflowClient", name: str) -> dict[str, dict[str, str]]:
-    """The tags of all versions by their numbers."""
-    found: dict[str, dict[str, str]] = {}
+def _versions(client: "MlflowClient", name: str) -> dict[str, "ModelVersion"]:
+    """All versions by their numbers."""
+    found: dict[str, ModelVersion] = {}
     token = None
     while True:
         page = client.search_model_versions(f"name = '{name}'", page_token=token)
-        found |= {str(version.version): version.tags for version in page}
+        found |= {str(version.version): version for version in page}
         if not (token := page.token):
             return found
 

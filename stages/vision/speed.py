@@ -13,7 +13,8 @@ def peak_flops(device: torch.device, dtype: torch.dtype, seconds: float = 1.0) -
     The fastest of the products that fit into about `seconds`, two at least: others may be using the machine as well.
     """
     size = 8192 if device.type == "cuda" else 2048
-    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    generator = torch.Generator(device).manual_seed(0)  # its own: what training draws does not depend on this
+    left, right = (torch.randn(size, size, generator=generator, device=device).to(dtype) for _ in range(2))
     # What convolutions may do to float32 on a GPU, by default round it to TF32, the product may do too.
     matmul = torch.backends.cuda.matmul
     before = matmul.allow_tf32

@@ -71,9 +71,9 @@ def split_rows(
         UserError: a class has too few images for the split.
     """
     rows = np.arange(len(labels), dtype=np.int64)
-    rows, test = _stratified(rows, labels, round(test_fraction * len(rows)), seed, "preprocess.test_fraction")
+    rows, test = _held_out(rows, labels, test_fraction, seed, "preprocess.test_fraction")
     if folds is None:
-        train, val = _stratified(rows, labels, round(val_fraction * len(rows)), seed, "preprocess.val_fraction")
+        train, val = _held_out(rows, labels, val_fraction, seed, "preprocess.val_fraction")
     else:
         train, val = _fold(rows, labels, classes, folds, fold, seed)
     _check_that_all_are_left(labels, classes, rows, "preprocess.test_fraction")
@@ -104,12 +104,19 @@ def _fold(
     return rows[others], rows[held_out]
 
 
+def _held_out(
+    rows: np.ndarray, labels: np.ndarray, fraction: float, seed: int, parameter: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Take a share of the rows, none where it is 0."""
+    if fraction == 0:
+        return rows, rows[:0]
+    return _stratified(rows, labels, round(fraction * len(rows)), seed, parameter)
+
+
 def _stratified(
     rows: np.ndarray, labels: np.ndarray, taken: int, seed: int, parameter: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """Take `taken` of the rows, the same share of every class: the rows left and the rows taken."""
-    if taken == 0:
-        return rows, rows[:0]
     classes = len(np.unique(labels[rows]))
     if taken < classes:
         raise UserError(f"params.yaml: {parameter}: takes {taken} images, fewer than there are classes ({classes})")

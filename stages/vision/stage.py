@@ -1,7 +1,9 @@
 """How a stage begins, ends and fails: a user's mistake becomes one line and a non-zero exit, never a traceback."""
 
 import atexit
+import fcntl
 import gc
+import os
 import re
 import resource
 import signal
@@ -24,18 +26,40 @@ def main_root(root: Path) -> Path:
     return root
 
 
+_LOWER = {
+    "preprocess": "preprocess.image_size or preprocess.train_limit",
+    "train": "train.batch_size, model.image_size or the size of the network",
+    "evaluate": "evaluate.batch_size",
+}
+"""What makes a stage need less memory."""
+
+
 class UserError(Exception):
     """Something that the user can put right; the message names the file or parameter, what is wrong and what to do."""
 
 
-def peak_memory() -> int:
-    """The most memory, in bytes, that this process has held in RAM so far."""
+def at_root(path: str) -> Path:
+    """A path as the user wrote it: `~` is a home, and a relative one begins at the checkout.
+
+    Raises:
+        UserError: there is no such home.
+    """
+    try:
+        return ROOT / Path(path).expanduser()
+    except RuntimeError:
+        raise UserError(f"{path.partition('/')[0]}: there is no such user") from None
+
+
+def peak_memory() -> float:
+    """The most memory, in MiB, that this process has held in RAM so far."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def run_stage(main: Callable[[], None], interrupted: str = "`dvc repro` begins this stage anew") -> None:
     """Run `main` as the stage named like its script, and exit with 0, 1 (an error) or 130 (interrupted).
+
+    Two processes never run one script of one checkout at once: they would write the same files.
 
     Args:
         main: does the work.
@@ -47,26 +71,52 @@ def run_stage(main: Callable[[], None], interrupted: str = "`dvc repro` begins t
     signal.signal(signal.SIGTERM, _interrupt)
     atexit.register(_leave_the_garbage)
     try:
+        _lock(Path(sys.argv[0]))
         main()
     except UserError as error:
         _fail(name, str(error), status=1)
     except KeyboardInterrupt:
         _fail(name, f"interrupted; {interrupted}", status=130)
     except (MemoryError, RuntimeError) as error:
-        if not out_of_memory(error):
+        advice = remedy(error)
+        if advice is None:
             raise
-        _fail(name, "out of memory; lower train.batch_size or evaluate.batch_size in params.yaml", status=1)
+        _fail(name, advice, status=1)
     except OSError as error:
         if error.filename is None and error.errno is None:
             raise
-        _fail(name, f"{error.filename or 'system'}: {error.strerror}", status=1)
+        # A copy that fails for want of space names what it copies first, then the file that there is no space for.
+        _fail(name, f"{error.filename2 or error.filename or 'system'}: {error.strerror}", status=1)
     seconds = time.perf_counter() - started
-    print(f"{name}: done in {seconds:.1f} s, peak memory {peak_memory() / 2**20:,.0f} MiB", flush=True)
+    print(f"{name}: done in {seconds:.1f} s, peak memory {peak_memory():,.0f} MiB", flush=True)
 
 
-def out_of_memory(error: Exception) -> bool:
-    """Whether an error says that memory ran out; torch has a class of its own for this on a GPU, and none on a CPU."""
-    return isinstance(error, MemoryError) or re.search(r"out of memory|allocate memory", str(error)) is not None
+def remedy(error: BaseException) -> str | None:
+    """What the user can change where an error comes of a parameter; torch has no classes for most of these."""
+    said = r"OutOfMemory|out of memory|allocate memory|bad_alloc|ALLOC_FAILED|map segment|start new thread"
+    if isinstance(error, MemoryError) or re.search(said, repr(error)):
+        stage = Path(sys.argv[0]).stem
+        lower = f"lower {_LOWER[stage]} in params.yaml" if stage in _LOWER else "end other programs"
+        return f"out of memory; {lower}"
+    if found := re.match(r"(\S+) does not have a deterministic implementation", str(error)):
+        return f"params.yaml: train.deterministic: there is no deterministic kernel of {found[1]} here; set it to false"
+    return None
+
+
+def _lock(script: Path) -> None:
+    """Lock a script for this process, until that ends in whatever way.
+
+    Raises:
+        UserError: another process has it.
+    """
+    if not script.is_file():
+        return
+    try:
+        fcntl.flock(os.open(script, os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(f"another process runs {script} in this checkout; wait until it ends") from None
+    except OSError:
+        pass  # a file system that knows no locks
 
 
 def _leave_the_garbage() -> None:
@@ -78,11 +128,13 @@ def _leave_the_garbage() -> None:
 def _excepthook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     if issubclass(kind, KeyboardInterrupt):
         print("interrupted", file=sys.stderr)
+    elif advice := remedy(error):
+        print(f"{Path(sys.argv[0]).stem}: {advice}", file=sys.stderr)
     else:
         sys.__excepthook__(kind, error, trace)
 
 
-sys.excepthook = _excepthook  # for Ctrl-C before `run_stage`, while a stage still imports
+sys.excepthook = _excepthook  # for what happens before `run_stage`, while a stage still imports
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:

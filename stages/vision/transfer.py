@@ -2,14 +2,13 @@
 
 import pickle
 import re
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from vision.models import Classifier
-from vision.stage import ROOT, UserError
-from vision.weights import read_state
+from vision.stage import UserError, at_root
+from vision.weights import check_finite, read_state
 
 PRETRAINED = "pretrained"
 
@@ -30,14 +29,14 @@ def start_from(model: Classifier, name: str, source: str) -> None:
         state = _downloaded(name, where)
     else:
         try:
-            state = read_state(ROOT / Path(source).expanduser())
+            state = read_state(at_root(source))
         except FileNotFoundError:
             raise UserError(
-                f"{where}: not found (looked for {ROOT / Path(source).expanduser()}; if it is what this stage made "
+                f"{where}: not found (looked for {at_root(source)}; if it is what this stage made "
                 "before, copy it to another folder first: DVC removes a stage's outputs before it runs)"
             ) from None
-        except UserError as error:
-            raise UserError(f"{where}: {error}") from None
+        except (UserError, OSError) as error:
+            raise UserError(f"{where}: {error.strerror if isinstance(error, OSError) else error}") from None
     # A model.pt of this pipeline holds the network and its normalisation; the latter belongs to the data.
     # DenseNets of torchvision are stored with older names.
     found = {re.sub(r"\b(norm|conv)\.([12])\.", r"\1\2.", key.removeprefix("network.")): state[key] for key in state}
@@ -52,7 +51,12 @@ def start_from(model: Classifier, name: str, source: str) -> None:
         if found[key].shape != value.shape:
             shapes = f"{key} is {list(found[key].shape)}, not {list(value.shape)}"
             raise UserError(f"{where}: does not fit {name} as params.yaml describes it: {shapes}")
-    model.network.load_state_dict({**wanted, **{key: found[key] for key in backbone}})
+    chosen = {key: found[key] for key in backbone}
+    try:
+        check_finite(chosen)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    model.network.load_state_dict({**wanted, **chosen})
 
 
 def pretrained_size(name: str) -> int:

@@ -1,29 +1,30 @@
 """The trained model on disk: model.pt, a state dict, and model.json, all that is needed to rebuild the network."""
 
+import io
 import pickle
+import textwrap
+import warnings
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from vision import models
-from vision.arrays import read_json, replaced_file, write_json
+from vision.arrays import Kind, read_json, replaced_file, write_json
 from vision.stage import UserError
 
 
 @dataclass(frozen=True)
-class Description:
-    """The network and its data; see `models.build`. `classes` are the names in the order of the logits."""
+class Description(Kind):
+    """The network and the images that it is for; see `models.build`."""
 
     name: str
     options: dict[str, Any]
-    classes: list[str]
-    image_shape: list[int]
-    mean: list[float]
-    std: list[float]
-    image_size: int | None = None
+    image_size: Annotated[int, Field(ge=2, le=2048)] | None = None
 
 
 def build(description: Description) -> models.Classifier:
@@ -42,8 +43,10 @@ def build(description: Description) -> models.Classifier:
 def save(directory: Path, model: models.Classifier, description: Description) -> None:
     """Write model.pt and model.json; weights are stored as they are on a CPU, in their own dtype."""
     state = {name: value.cpu() for name, value in model.state_dict().items()}
+    written = io.BytesIO()  # torch itself does not say why a file cannot be written
+    torch.save(state, written)
     with replaced_file(directory / "model.pt") as temporary:
-        torch.save(state, temporary)
+        temporary.write_bytes(written.getbuffer())
     write_json(directory / "model.json", asdict(description))
 
 
@@ -55,42 +58,62 @@ def load(directory: str | Path) -> tuple[models.Classifier, Description]:
     """
     directory = Path(directory)
     path = directory / "model.pt"
+    description = read_json(directory / "model.json", Description)
     try:
-        description = Description(**read_json(directory / "model.json"))
         model = build(description)
-    except (TypeError, KeyError, ValueError) as error:
+    except Exception as error:  # other options than the train stage wrote can raise nearly anything
+        reason = str(error).partition("\n")[0]
         raise UserError(
-            f"{directory / 'model.json'}: not made by the train stage ({error}); `dvc repro -f train`"
+            f"{directory / 'model.json'}: not made by the train stage ({reason}); `dvc repro -f train`"
         ) from None
     try:
-        model.load_state_dict(read_state(path))
+        state = read_state(path)
+        for name, value in model.state_dict().items():
+            if name in state and state[name].dtype != value.dtype:
+                raise UserError(f"{name} holds {state[name].dtype}, not {value.dtype}")
+        model.load_state_dict(state)
+        check_finite(state)
     except FileNotFoundError:
         raise UserError(f"{path}: not found; `dvc repro` makes it") from None
     except UserError as error:
         raise UserError(f"{path}: {error}; `dvc repro -f train`") from None
     except (RuntimeError, TypeError) as error:
-        first = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"{path}: does not fit model.json ({first}); `dvc repro -f train`") from None
+        first = " ".join((str(error) or type(error).__name__).split())
+        raise UserError(
+            f"{path}: does not fit model.json ({textwrap.shorten(first, 200)}); `dvc repro -f train`"
+        ) from None
     return model.eval(), description
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
     """Read a state dict that `torch.save` wrote, onto the CPU; nothing else that a pickle may hold is opened.
 
+    A tensor may say that it is larger than memory, while the file is small: compare its shape before using it.
+
     Raises:
-        UserError: it is damaged or no state dict, or a value is not finite; the path is left to the caller.
+        UserError: it is damaged or no state dict; the path is left to the caller.
         FileNotFoundError: there is no such file.
     """
+    if path.exists() and not path.is_file():
+        raise UserError("not a file")  # to read a pipe would take for ever
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # of what is refused below
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise
     except pickle.UnpicklingError:
         raise UserError("not a state dict of tensors alone, so it was not opened") from None
-    except (RuntimeError, EOFError, AttributeError, TypeError, ValueError, KeyError) as error:
+    except Exception as error:  # a damaged file can raise nearly anything
         first = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"damaged, or not made by torch.save ({first})") from None
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    kinds = {(type(name), type(value)) for name, value in state.items()} if isinstance(state, dict) else set()
+    if not kinds or not all(name is str and issubclass(value, Tensor) for name, value in kinds):
         raise UserError("not a state dict: expected a dictionary of tensors")
+    return state
+
+
+def check_finite(state: Mapping[str, Tensor]) -> None:
+    """Raises UserError where a weight is not a finite number; the path is left to the caller."""
     broken = [name for name, value in state.items() if not torch.isfinite(value).all()]
     if broken:
         raise UserError(f"{broken[0]} holds values that are not finite")
-    return state

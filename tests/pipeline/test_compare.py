@@ -51,16 +51,14 @@ def test_folds_are_one_line_with_the_figures_of_the_metrics_files(project: Proje
 
 
 def test_any_metric_can_be_asked_for(project: Project) -> None:
-    _, folds, _ = compare(project, "--metric", "val_loss", "--metric", "metrics/test.json:seconds")
+    _, folds, _ = compare(project, "--metric", "val_loss", "--metric", "seconds")
     losses, seconds = (
         recorded(project, "metrics/train.json", "val_loss"),
-        recorded(project, "metrics/test.json", "seconds"),
+        recorded(project, "metrics/speed.json", "seconds"),
     )
     assert re.split(r"\s{2,}", folds)[1:3] == [cell(losses), cell(seconds)]
     (line,) = compare(project, "--metric", "val_los", status=1)
     assert line == "compare: --metric val_los: no experiment has it; `dvc metrics show` lists what there is"
-    (line,) = compare(project, "--metric", "seconds", status=1)
-    assert line.endswith("in several files; say which: metrics/test.json:seconds, metrics/train.json:seconds")
 
 
 def test_each_experiment_can_have_a_line_the_best_one_first(project: Project) -> None:
@@ -86,3 +84,7 @@ def test_without_experiments_the_workspace_is_shown(tmp_path: Path) -> None:
         (alone.root / f"metrics/{name}.json").write_text(f'{{"{metric}": 0.5}}')
     _, line = compare(alone)
     assert line.split() == ["1", "0.5000", "0.5000", "default"]
+    (alone.root / "metrics/speed.json").write_text('{"accuracy": 0.25}')
+    assert compare(alone, "--metric", "metrics/test.json:accuracy")[1].split() == ["1", "0.5000", "default"]
+    (line,) = compare(alone, "--metric", "accuracy", status=1)
+    assert line.endswith("in several files; say which: metrics/speed.json:accuracy, metrics/test.json:accuracy")

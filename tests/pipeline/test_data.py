@@ -1,14 +1,46 @@
 """Other data than CIFAR-10 through the whole pipeline: nothing but parameters changes."""
 
-import html
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from browser import chromium, opened
 from official_formats import CIFAR100_CLASSES, make_set, write_cifar100_archive, write_cifar100_checksums
 from PIL import Image
 from project import Project, clone
 
-ODD = ["<script>alert(1)<script>", "actual", "a, b & 'c' \"d\"", "Ünï 雪 🐈", "$x_1$ {{ y }}"]
+ODD = [
+    "<script>alert(1)<script>",
+    "<img src=x onerror=alert(1)>",
+    '"><svg onload=alert(1)>',
+    "-rf",
+    "actual",
+    "a, b & 'c' \"d\"",
+    "[x](javascript:alert(1)) `b` *c*",
+    "Ünï 雪 🐈 \u202e",  # what follows would be written from right to left
+    "$x_1$ {{ y }}",
+]
+FILES = [
+    "0.png",
+    '"><svg onload=alert(1)>.png',
+    "' onerror='alert(1).jpg",
+    "\u202egnp.jpg",
+    "-o.png",
+    "{{ 7 * 7 }}.jpg",
+]
+
+
+WATCH = """
+import sys
+def hook(event, arguments):
+    if event == "socket.bind":
+        with open({file!r}, "a") as file:
+            print(arguments[1][0], file=file)
+sys.addaudithook(hook)
+with open({file!r}, "a") as file:
+    print("watched", file=file)
+"""
+"""Run by each Python process as it begins: notes the addresses that it binds a socket to."""
 
 
 def run(project: Project, **parameters: str) -> None:
@@ -17,11 +49,13 @@ def run(project: Project, **parameters: str) -> None:
 
 
 def test_a_folder_whose_classes_have_odd_names(tmp_path: Path) -> None:
-    project = clone(tmp_path)
+    project = replace(clone(tmp_path), variables={"PYTHONPATH": str(tmp_path / "watch")})
+    (tmp_path / "watch").mkdir()
+    (tmp_path / "watch/sitecustomize.py").write_text(WATCH.format(file=str(tmp_path / "bound")))
     colours = np.random.default_rng(1).integers(0, 256, (len(ODD), 3))
     for label, name in enumerate(ODD):
         for number in range(25):
-            path = tmp_path / f"photos/{name}/{number}.{('png', 'jpg')[number % 2]}"
+            path = tmp_path / f"photos/{name}/{FILES[number] if number < len(FILES) else f'{number}.jpg'}"
             path.parent.mkdir(parents=True, exist_ok=True)
             noise = np.random.default_rng(number).normal(0, 30, (40 + number, 60, 3))
             Image.fromarray((colours[label] + noise).clip(0, 255).astype(np.uint8)).save(path)
@@ -41,14 +75,19 @@ def test_a_folder_whose_classes_have_odd_names(tmp_path: Path) -> None:
     for row in predictions:
         assert (project.root / "data/raw" / row["image"]).is_file()
         assert Path(row["image"]).parts[1] == row["actual"]
-    page = (project.root / "report/index.html").read_text()
-    assert "<script" not in page
-    for name in ODD:
-        assert f'<th scope="row">{html.escape(name).replace("&#x27;", "&#39;").replace("&quot;", "&#34;")}</th>' in page
+    with chromium() as browser:
+        window, complaints = opened(browser, project.root)
+        for table in (".confusion tbody th", "#classes .rows tbody th", "#data .rows tbody th"):
+            assert window.eval_on_selector_all(table, "all => all.map(one => one.textContent)") == sorted(ODD)
+        assert window.locator("script, svg, img:not([src^='data:']), a[href^='javascript:']").count() == 0
+        assert complaints == []
     assert "Data and pipelines are up to date." in project.run("dvc", "status")
+    bound = (tmp_path / "bound").read_text().splitlines()
+    assert bound.count("watched") > 5, "DVC and each stage"
+    assert set(bound) <= {"watched", "127.0.0.1", "::1"}, "nothing can be reached from outside"
 
     # DVC keeps the images themselves, and the folder is read again when it is asked to.
-    assert len(list(project.root.glob("data/raw/train/*/*"))) == 125
+    assert len(list(project.root.glob("data/raw/train/*/*"))) == 25 * len(ODD)
     Image.new("RGB", (30, 30), "red").save(tmp_path / "photos/actual/another.png")
     project.run("dvc", "repro", "--force", "--single-item", "download")
     assert "data/raw" in project.run("dvc", "status")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import recomputed
 import torch
 import yaml
 from mlflow import MlflowClient
@@ -51,6 +52,20 @@ def test_every_output_is_there_and_says_the_same(project: Project) -> None:
     assert f"{test['accuracy']:.2%}" in page
 
 
+def test_every_figure_is_what_other_code_computes_anew(project: Project) -> None:
+    found, expected = recomputed.found(project.root), recomputed.expected(project.root)
+    assert len(found) > 200
+    assert recomputed.mistakes(found, expected) == []
+    for name, figure in found.items():
+        if name.rpartition(" ")[2] not in recomputed.OF_THE_MACHINE:
+            assert recomputed.mistakes({**found, name: -1 - figure}, expected) == [name]
+    assert recomputed.mistakes({**found, "test.json: new": 1.0}, expected) == ["test.json: new: nobody checks it"]
+    stats = project.json("data/processed/stats.json")
+    pixels = np.load(project.root / "data/processed/train_images.npy") / 255
+    assert stats["mean"] == pytest.approx(pixels.mean((0, 1, 2)))
+    assert stats["std"] == pytest.approx(pixels.std((0, 1, 2)))
+
+
 def test_the_mlflow_run_holds_what_the_stages_found(project: Project) -> None:
     (run,) = runs(project)
     assert run.info.run_id == project.json("metrics/run.json")["mlflow"]["run_id"]
@@ -60,6 +75,8 @@ def test_the_mlflow_run_holds_what_the_stages_found(project: Project) -> None:
         float(project.table("metrics/history.csv")[-1]["val_accuracy"])
     )
     assert run.data.params["train.epochs"] == "3"
+    for stage in ("train", "evaluate", "report"):
+        assert 100 < run.data.metrics[f"{stage}/peak_memory_mib"] < 4000
     assert run.data.tags["dvc.data"] == project.lock()["preprocess"]["outs"][0]["md5"]
     assert run.inputs is not None
     (data,) = run.inputs.dataset_inputs
@@ -128,6 +145,9 @@ def test_an_experiment_retrains_evaluates_and_reports_and_nothing_else(project: 
     assert newest.data.tags["dvc.experiment"] == "slow"
     assert newest.data.params["train.lr"] == "0.01"
     assert newest.data.params["train.lr"] != first.data.params["train.lr"]
+    # It has not learned much, so that its figures are not all 0 or 1.
+    assert 0.2 < project.json("metrics/test.json")["accuracy"] < 0.9
+    assert recomputed.mistakes(recomputed.found(project.root), recomputed.expected(project.root)) == []
     shown = project.run("dvc", "exp", "show", "--no-pager", "--csv")
     assert "slow" in shown
     assert "accuracy" in shown.splitlines()[0]

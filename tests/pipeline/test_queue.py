@@ -20,8 +20,6 @@ from mlflow.entities import Run
 from project import REPOSITORY, Project
 from servers import mlflow_server
 
-TIMES = {"seconds", "images_per_s", "share_of_peak", "peak_tflops"}
-"""The figures that are others each time."""
 ALONE = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
 """The environment without the share of the cores that the tests set for themselves; it would be left as it is."""
 
@@ -90,8 +88,8 @@ def test_what_is_missing_is_counted(project: Project, names: list[str], client: 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[str]:
     """The address of an MLflow server."""
-    with mlflow_server(f"sqlite:///{tmp_path}/server.db", tmp_path, workers=1) as address:
-        yield address
+    with mlflow_server(f"sqlite:///{tmp_path}/server.db", tmp_path, workers=1) as server:
+        yield server.address
 
 
 def test_an_experiment_from_a_subdirectory_in_a_copy_is_whole_on_a_server(
@@ -140,17 +138,13 @@ def test_from_a_run_in_mlflow_back_to_its_files_and_to_the_same_model_again(
     assert_same_weights(client, run, project.root / "models/model.pt")
 
     # The same number of threads: with others sums are rounded otherwise.
-    locked = project.lock()["train"]["outs"]
+    made = project.lasting("train", "evaluate")
     command = ["env", f"OMP_NUM_THREADS={tags['threads']}", "dvc", "repro", "--force", "--single-item"]
     project.run(*command, "train", "evaluate")
     again, *_ = runs(client, order_by=["attributes.start_time DESC"])
     assert again.info.run_id == project.json("metrics/run.json")["mlflow"]["run_id"] != run.info.run_id
-    assert digest(project.lock()["train"]["outs"], "models/model.pt") == digest(locked, "models/model.pt")
-    for name, figures in before.items():
-        lasting = {key: value for key, value in figures.items() if key not in TIMES}
-        after = project.json(f"metrics/{name}.json")
-        # The training loss is summed up in parts, as the clock says, so that its last digits differ.
-        assert {key: after[key] for key in lasting} == pytest.approx(lasting, rel=1e-6)
+    assert project.lasting("train", "evaluate") == made
+    assert len(made) == 9
 
 
 def assert_same_weights(client: MlflowClient, run: Run, file: Path) -> None:
@@ -163,7 +157,3 @@ def assert_same_weights(client: MlflowClient, run: Run, file: Path) -> None:
     assert len(here) > 0
     assert {name.partition(".")[2] for name in logged} == here.keys()
     assert all(torch.equal(value, here[name.partition(".")[2]]) for name, value in logged.items())
-
-
-def digest(outs: list[dict[str, Any]], path: str) -> str:
-    return next(out["md5"] for out in outs if out["path"] == path)

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -138,10 +139,10 @@ def test_names_of_experiments_are_not_taken_twice(searched: Project) -> None:
 
 
 def test_two_searches_at_once_are_refused(searched: Project) -> None:
-    with (searched.root / ".dvc/tmp/search/lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with (searched.root / "stages/search.py").open() as script:
+        fcntl.flock(script, fcntl.LOCK_EX)
         output = searched.run("python", "stages/search.py", status=1)
-    assert "another search is running" in output
+    assert output == "search: another process runs stages/search.py in this checkout; wait until it ends\n"
 
 
 def test_ctrl_c_ends_the_trials_too(searched: Project) -> None:
@@ -156,6 +157,7 @@ def test_ctrl_c_ends_the_trials_too(searched: Project) -> None:
     os.killpg(search.pid, signal.SIGINT)
     output, _ = search.communicate(timeout=60)
     assert search.returncode == 130, output
+    assert re.search(r"search: the best of 3 trials is rates-\d,.*; `dvc exp apply rates-\d`", output)
     assert "search: interrupted" in output
     assert "Traceback" not in output
     assert not any(works_in(searched.root, Path("/proc") / pid) for pid in os.listdir("/proc") if pid.isdigit())

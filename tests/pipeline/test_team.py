@@ -101,8 +101,8 @@ def database() -> Iterator[str]:
 @pytest.fixture(scope="module")
 def server(database: str, folder: Path) -> Iterator[str]:
     """The address of an MLflow server on PostgreSQL that keeps artifacts in a folder."""
-    with mlflow_server(database, folder, workers=2) as address:
-        yield address
+    with mlflow_server(database, folder, workers=2) as running:
+        yield running.address
 
 
 def assert_nothing_runs(project: Project, made: Project, *command: str) -> None:

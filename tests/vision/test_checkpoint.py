@@ -89,6 +89,29 @@ def test_none_are_left_when_training_is_over_and_no_empty_folder(folder: Path) -
     assert not folder.exists()
 
 
+def test_the_end_of_a_training_removes_those_that_nobody_went_on_with(folder: Path) -> None:
+    age = {"old": 8, "used": 8, "new": 6, "foreign": 8}  # in days
+    others = {name: folder.with_name(name) for name in age}
+    with checkpoints(others["used"], 60) as used, checkpoints(folder, 60) as saved:
+        save(used, 1)
+        for name in ("old", "new"):
+            with checkpoints(others[name], 60) as left:
+                save(left, 1)
+        others["foreign"].mkdir()
+        (others["foreign"] / "notes").touch()
+        (folder.parent / "file").touch()
+        for name, path in others.items():
+            then = time.time() - age[name] * 24 * 3600
+            os.utime(path, (then, then))
+        save(saved, 1)
+        saved.clear()
+        assert used.latest() is not None
+    there = {name for name, path in others.items() if path.exists()}
+    assert there == {"used", "new", "foreign"}
+    assert latest(others["new"]) == 1
+    assert (folder.parent / "file").exists()
+
+
 def test_without_an_interval_there_are_none(folder: Path) -> None:
     with checkpoints(folder, None) as saved:
         save(saved, 1)

@@ -1,6 +1,7 @@
+import copy
 import io
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 
 import pytest
@@ -147,6 +148,53 @@ def test_the_training_loss_is_the_smoothed_cross_entropy_of_the_epochs_images() 
     smoothed = -(0.9 * F.one_hot(train.labels, 4) + 0.1 / 4).mul(logits.log_softmax(1)).sum(1).mean().item()
     assert fitted.history[0].train_loss == pytest.approx(smoothed, rel=1e-4)
     assert fitted.history[0].train_accuracy == pytest.approx((logits.argmax(1) == train.labels).float().mean().item())
+
+
+def test_the_history_is_that_of_a_loop_over_single_images_in_float64() -> None:
+    train, val = striped(60, seed=1), striped(40, seed=2)
+    options = {"widths": [4], "depth": 1, "kernel": 3, "padding": "same", "batch_norm": False, "hidden": [8]}
+    torch.manual_seed(0)
+    model = models.build("plain", {**options, "dropout": 0.0}, [8, 8, 3], 4, [0.4] * 3, [0.2] * 3)
+    exact = copy.deepcopy(model.network).double()
+    shown: list[Tensor] = []  # each batch that it learns from
+    model.register_forward_pre_hook(lambda model, inputs: shown.append(inputs[0].clone()) if model.training else None)
+    settings = replace(STILL, epochs=2, batch_size=20, lr=0.05, warmup=0.0, momentum=0.9, label_smoothing=0.1)
+    fitted = fit.fit(model, train, val, settings)
+
+    every = [pair for part in (train, val) for pair in zip(*part, strict=True)]
+    label_of = {image.numpy().tobytes(): int(label) for image, label in every}
+    moved = [torch.zeros_like(p) for p in exact.parameters()]
+
+    def looked_at(images: Tensor, smoothing: float) -> Iterator[tuple[Tensor, bool]]:
+        """The loss of each image, and whether the network is right."""
+        for image in images:
+            label = label_of[image.numpy().tobytes()]
+            logits = exact(((image.double() / 255 - 0.4) / 0.2).permute(2, 0, 1)[None])[0]
+            chances = logits.exp() / logits.exp().sum()
+            loss = -(1 - smoothing) * chances[label].log() - smoothing / 4 * chances.log().sum()
+            yield loss, int(logits.argmax()) == label
+
+    for number, epoch in enumerate(fitted.history):
+        losses, hits = [], []
+        for step, batch in enumerate(shown[3 * number : 3 * number + 3]):
+            exact.zero_grad()
+            for loss, hit in looked_at(batch, smoothing=0.1):
+                (loss / 20).backward()
+                losses.append(loss.item())
+                hits.append(hit)
+            lr = 0.05 * (1 - (3 * number + step) / 6)
+            with torch.no_grad():
+                for p, velocity in zip(exact.parameters(), moved, strict=True):
+                    assert p.grad is not None
+                    velocity.mul_(0.9).add_(p.grad)
+                    p.sub_(lr * (p.grad + 0.9 * velocity))  # Nesterov's
+        with torch.no_grad():
+            validated = [(loss.item(), hit) for loss, hit in looked_at(val.images, smoothing=0)]
+        assert epoch.lr == pytest.approx(0.05 * (1 - 3 * number / 6))
+        assert (epoch.images, epoch.image_scale) == (60, 1)
+        assert (epoch.train_loss, epoch.train_accuracy) == pytest.approx((sum(losses) / 60, sum(hits) / 60), rel=1e-5)
+        wanted = (sum(loss for loss, _ in validated) / 40, sum(hit for _, hit in validated) / 40)
+        assert (epoch.val_loss, epoch.val_accuracy) == pytest.approx(wanted, rel=1e-5)
 
 
 class Told(nn.Module):

@@ -222,7 +222,7 @@ def test_a_folder_that_is_refused(photos: Path, harm: Callable[[Path], None], sa
     [
         ("absent", "absent: no such folder"),
         (__file__, "no such folder"),
-        ("~nobody-of-this-name/a", "Could not determine home directory"),
+        ("~nobody-of-this-name/a", "~nobody-of-this-name: there is no such user"),
         ("x" * 300, "File name too long"),
     ],
 )

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from vision import identity
+from vision import identity, stage
 from vision.params import Params, load_params
 from vision.stage import ROOT
 
@@ -23,6 +23,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         np.save(data / f"{name}.npy", np.arange(5))
     (data / "stats.json").write_text("{}")
     monkeypatch.setattr(identity, "ROOT", tmp_path)
+    monkeypatch.setattr(stage, "ROOT", tmp_path)
     return tmp_path
 
 

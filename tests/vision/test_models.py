@@ -1,10 +1,13 @@
 import re
 
 import pytest
+import recomputed
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from vision import models
+from vision.infer import autocast
 from vision.models.convnet import ConvNet
 
 
@@ -72,6 +75,31 @@ def test_each_convolution_begins_by_passing_its_inputs_on() -> None:
         given = features[:, : convolution.in_channels]
         passed = min(convolution.in_channels, convolution.out_channels)
         assert torch.allclose(convolution(given)[:, :passed], given[:, :passed], atol=1e-6)
+
+
+# In bfloat16 a maximum of a pool may lie at another pixel, and its gradient goes there.
+@pytest.mark.parametrize(("dtype", "near"), [(torch.float32, 1e-4), (torch.bfloat16, 0.2)])
+def test_gradients_of_the_whole_net_agree_with_its_formulas_in_float64(dtype: torch.dtype, near: float) -> None:
+    images, labels = pictures(200, 32, 32, 3), torch.arange(200) % 10
+    model = build("convnet", {"widths": [16, 32, 32], "depth": 2}).train()
+    model.initialize_from(images)
+    with autocast(images.device, dtype):
+        logits = model(images)
+    F.cross_entropy(logits, labels, label_smoothing=0.1).backward()
+
+    state = {name: value.detach().double().requires_grad_() for name, value in model.network.state_dict().items()}
+    pixels = (images.double() / 255 - 0.4) / 0.2
+    exact = recomputed.convnet(pixels.permute(0, 3, 1, 2), state, [16, 32, 32], depth=2, training=True)
+    chances = exact.exp() / exact.exp().sum(1, keepdim=True)
+    targets = 0.9 * torch.eye(10, dtype=torch.float64)[labels] + 0.1 / 10
+    (-(targets * chances.log()).sum() / 200).backward()
+    assert (logits - exact).norm() < near / 5 * exact.norm()
+    for name, p in model.network.named_parameters():
+        if p.requires_grad:
+            wanted = state[name].grad
+            assert p.grad is not None
+            assert wanted is not None
+            assert (p.grad - wanted).norm() < near * wanted.norm(), name
 
 
 def test_depth_and_widths_shape_the_network() -> None:

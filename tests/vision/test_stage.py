@@ -1,5 +1,6 @@
 """How a stage ends, each time in a real process."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -13,15 +14,15 @@ from vision.stage import ROOT
 PRELUDE = "import sys, time; sys.argv = ['stages/brew.py']; from vision.stage import UserError, run_stage\n"
 
 
-def start(body: str) -> subprocess.Popen[str]:
-    code = PRELUDE + f"def main():\n    {body}\nrun_stage(main)"
+def start(body: str, stage: str = "brew") -> subprocess.Popen[str]:
+    code = PRELUDE.replace("brew", stage) + f"def main():\n    {body}\nrun_stage(main)"
     return subprocess.Popen(
         [sys.executable, "-c", code], cwd=ROOT / "stages", text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
 
 
-def end(body: str) -> tuple[int, str, str]:
-    process = start(body)
+def end(body: str, stage: str = "brew") -> tuple[int, str, str]:
+    process = start(body, stage)
     out, err = process.communicate(timeout=60)
     return process.returncode, out, err
 
@@ -48,6 +49,64 @@ def test_a_full_disk_is_one_line() -> None:
     assert (status, err) == (1, "brew: system: No space left on device\n")
 
 
+GONE = "brew: out of memory; end other programs\n"
+
+
+def test_memory_that_runs_out_is_one_line() -> None:
+    assert end("raise MemoryError") == (1, "", GONE)
+    assert end("bytearray(2**62)") == (1, "", GONE)
+
+
+def test_memory_that_does_not_even_suffice_for_the_imports() -> None:
+    code = PRELUDE + "import resource; resource.setrlimit(resource.RLIMIT_AS, (3 * 10**8, 3 * 10**8)); import torch"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT / "stages", text=True, capture_output=True)
+    assert (done.returncode, done.stderr) == (1, GONE)
+
+
+@pytest.mark.parametrize(
+    ("stage", "lower"),
+    [
+        ("train", "train.batch_size, model.image_size or the size of the network"),
+        ("evaluate", "evaluate.batch_size"),
+        ("preprocess", "preprocess.image_size or preprocess.train_limit"),
+    ],
+)
+def test_what_to_lower_when_memory_runs_out(stage: str, lower: str) -> None:
+    bodies = {
+        "train": "import torch; raise torch.OutOfMemoryError('Tried to allocate 20.00 MiB. GPU 0 has 3 MiB free')",
+        "evaluate": "import torch; torch.empty(2**60)",  # a real one, of torch on a CPU
+        "preprocess": "import numpy; numpy.empty(2**60, numpy.uint8)",
+    }
+    assert end(bodies[stage], stage) == (
+        1, "", f"{stage}: out of memory; lower {lower} in params.yaml\n"
+    )  # fmt: skip
+
+
+def test_a_script_runs_once_at_a_time(tmp_path: Path) -> None:
+    script = tmp_path / "brew.py"
+    script.write_text(
+        "import sys; from vision.stage import run_stage\nrun_stage(lambda: print(sys.stdin.readline(), flush=True))"
+    )
+
+    def started() -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, str(script)], env=os.environ | {"PYTHONPATH": str(ROOT / "stages")},
+            text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+
+    refused = f"brew: another process runs {script} in this checkout; wait until it ends\n"
+    both = [started(), started()]
+    while all(process.poll() is None for process in both):  # each waits for a line, but for the one that is refused
+        time.sleep(0.01)
+    second, first = sorted(both, key=lambda process: process.poll() is None)
+    assert second.communicate() == ("", refused)
+    first.kill()
+    first.communicate()
+    third = started()
+    assert third.communicate("tea\n")[0].startswith("tea\n"), "the lock goes with the process"
+    assert third.returncode == 0
+
+
 def test_a_defect_keeps_its_traceback() -> None:
     status, _, err = end("1 / 0")
     assert status == 1
@@ -71,3 +130,14 @@ def test_an_interrupted_stage_unwinds_and_exits_with_130(number: int) -> None:
     assert time.monotonic() - started < 10
     assert (process.returncode, out) == (130, "cleaned\n")
     assert err == "brew: interrupted; `dvc repro` begins this stage anew\n"
+
+
+def test_an_operation_without_a_deterministic_kernel_is_one_line_that_names_the_parameter() -> None:
+    body = """
+    import torch
+    from vision.device import compute_deterministically
+    compute_deterministically()
+    torch.zeros(3).put_(torch.tensor([0]), torch.ones(1))  # one of the few that have none on any device
+    """
+    says = "params.yaml: train.deterministic: there is no deterministic kernel of put_ here; set it to false"
+    assert end(body) == (1, "", f"brew: {says}\n")

@@ -67,7 +67,7 @@ def widen(folder: Path) -> None:
     [
         (lambda folder: (folder / "model.pt").unlink(), "model.pt: not found"),
         (lambda folder: (folder / "model.json").unlink(), "model.json: not found"),
-        (lambda folder: (folder / "model.json").write_text("{}"), "model.json: not made by the train stage"),
+        (lambda folder: (folder / "model.json").write_text("{}"), "model.json: classes: missing"),
         (lambda folder: (folder / "model.pt").write_bytes((folder / "model.pt").read_bytes()[:1000]), "model.pt: "),
         (lambda folder: (folder / "model.pt").write_bytes(b""), "model.pt: "),
         (lambda folder: (folder / "model.pt").write_bytes(b"no model"), "model.pt: "),

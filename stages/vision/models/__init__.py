@@ -11,6 +11,9 @@ from vision.models.convnet import ConvNet
 from vision.models.plain import Plain
 from vision.models.ready_made import ready_made
 
+MOST_PARAMETERS = 10**9
+"""Of a network of this project; torchvision's have up to 644 million. With more, memory is likelier to end first."""
+
 
 class Classifier(nn.Module):
     """A network with its normalisation, so that training, testing and serving cannot disagree about it."""
@@ -90,11 +93,16 @@ def build(
     zoom = 1.0 if image_size is None else image_size / min(image_shape[:2])
     *size, channels = image_shape
     seen = [*(round(zoom * pixels) for pixels in size), channels]
-    network: nn.Module
-    if name == "convnet":
-        network = ConvNet(channels, classes, **options)
-    elif name == "plain":
-        network = Plain(seen, classes, **options)
-    else:
-        network = ready_made(name, seen, classes, **options)
+
+    def made() -> nn.Module:
+        if name == "convnet":
+            return ConvNet(channels, classes, **options)
+        return Plain(seen, classes, **options)
+
+    if name in ("convnet", "plain"):
+        with torch.device("meta"):  # where tensors have a shape, and take no memory
+            parameters = sum(p.numel() for p in made().parameters())
+        if parameters > MOST_PARAMETERS:
+            raise ValueError(f"model.{name}: {parameters:,} parameters are more than {MOST_PARAMETERS:,}; use fewer")
+    network = made() if name in ("convnet", "plain") else ready_made(name, seen, classes, **options)
     return Classifier(network, mean, std, zoom).to(memory_format=torch.channels_last)
