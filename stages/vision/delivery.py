@@ -4,6 +4,7 @@ MLflow takes a metric of one name, value, step and time once, tags and files rep
 there is one model, in one version of the registry.
 """
 
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -96,10 +97,17 @@ class Delivery:
         )
 
     def _data(self, name: str, digest: str, source: str) -> None:
+        from mlflow import MlflowException
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         data = Dataset(name, digest, source_type="local", source=source)
-        self._client.log_inputs(self._run, [DatasetInput(data, [InputTag("mlflow.data.context", "training")])])
+        inputs = [DatasetInput(data, [InputTag("mlflow.data.context", "training")])]
+        try:
+            self._client.log_inputs(self._run, inputs)
+        except MlflowException as error:
+            if not re.search("IntegrityError|UniqueViolation", str(error)):
+                raise
+            self._client.log_inputs(self._run, inputs)  # another run has just entered the same data
 
     def _file(self, path: Path, folder: str | None) -> None:
         self._client.get_run(self._run)  # one that does not answer is found out before the patience is long

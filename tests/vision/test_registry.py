@@ -1,14 +1,12 @@
 """The aliases in MLflow's registry, on a real store, by real processes at once."""
 
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import mlflow
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
+from processes import at_once
 
 from vision.registry import register, registered_name
 
@@ -70,26 +68,20 @@ def test_the_champion_may_be_deleted(client: MlflowClient) -> None:
 
 
 ENTER = """
-import sys, time, mlflow
+import sys, mlflow
 from vision.registry import register
 mlflow.set_tracking_uri(sys.argv[1])
 client = mlflow.MlflowClient()
-while time.time() < float(sys.argv[2]):
-    pass
-for accuracy in map(float, sys.argv[3:]):
+print("ready", flush=True)
+sys.stdin.readline()
+for accuracy in map(float, sys.argv[2:]):
     register(client, "pets", client.create_logged_model("0").model_id, "[]", accuracy)
 """
 
 
 def test_of_many_at_once_the_best_is_champion_and_the_newest_challenger(client: MlflowClient, tmp_path: Path) -> None:
-    start = time.time() + 25  # when all have imported MLflow
-    processes = []
-    for number in range(4):
-        accuracies = [str((7 * number + 3 * turn) % 16 / 16) for turn in range(4)]
-        command = [sys.executable, "-c", ENTER, f"sqlite:///{tmp_path}/mlflow.db", str(start), *accuracies]
-        environment = {"PYTHONPATH": "stages", "PATH": "", "MLFLOW_LOGGING_LEVEL": "CRITICAL"}
-        processes.append(subprocess.Popen(command, env=environment))
-    assert [process.wait() for process in processes] == [0] * 4
+    accuracies = [[str((7 * number + 3 * turn) % 16 / 16) for turn in range(4)] for number in range(4)]
+    at_once([[ENTER, f"sqlite:///{tmp_path}/mlflow.db", *some] for some in accuracies])
     versions = client.search_model_versions("name = 'pets'")
     assert len(versions) == 16
     best = max(float(version.tags["val_accuracy"]) for version in versions)
