@@ -9,7 +9,8 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import NoReturn
@@ -70,6 +71,8 @@ def run_stage(main: Callable[[], None], interrupted: str = "`dvc repro` begins t
     # A polite kill unwinds like Ctrl-C, so that temporary files go and the MLflow run is closed.
     signal.signal(signal.SIGTERM, _interrupt)
     atexit.register(_leave_the_garbage)
+    gc.freeze()  # what was imported stays: later searches for garbage leave it out
+    gc.enable()
     try:
         _lock(Path(sys.argv[0]))
         main()
@@ -89,6 +92,22 @@ def run_stage(main: Callable[[], None], interrupted: str = "`dvc repro` begins t
         _fail(name, f"{error.filename2 or error.filename or 'system'}: {error.strerror}", status=1)
     seconds = time.perf_counter() - started
     print(f"{name}: done in {seconds:.1f} s, peak memory {peak_memory():,.0f} MiB", flush=True)
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """For the block, which imports something large, look for no garbage: a third of the time that imports take.
+
+    What they make stays, so nothing would be found; and later searches leave it out.
+    """
+    before = len(sys.modules)
+    gc.disable()
+    try:
+        yield
+    finally:
+        if len(sys.modules) > before:
+            gc.freeze()
+        gc.enable()
 
 
 def remedy(error: BaseException) -> str | None:
@@ -121,8 +140,10 @@ def _lock(script: Path) -> None:
 
 def _leave_the_garbage() -> None:
     """Python looks for garbage once more before it ends, which takes a second where torch and MLflow are imported."""
-    if "triton" not in sys.modules:  # it would take what is left for leaks, and say so in forty lines
-        gc.freeze()
+    gc.freeze()
+    if "triton" in sys.modules:  # it would take what is left for leaks, and say so in forty lines
+        sys.stderr.flush()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
 def _excepthook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -135,6 +156,8 @@ def _excepthook(kind: type[BaseException], error: BaseException, trace: Tracebac
 
 
 sys.excepthook = _excepthook  # for what happens before `run_stage`, while a stage still imports
+if Path(sys.argv[0]).absolute().parent == ROOT / "stages":
+    gc.disable()  # until `run_stage`, as `importing` does
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vision.arrays import replaced_file
-from vision.stage import ROOT, UserError, main_root
+from vision.stage import ROOT, UserError, importing, main_root
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -81,7 +81,11 @@ def client(uri: str) -> "MlflowClient":
     """
     for variable, value in _QUIET.items():
         os.environ.setdefault(variable, value)
-    from mlflow import MlflowClient
+    with importing():
+        from mlflow import MlflowClient
+
+        if not uri.startswith("http"):
+            from mlflow.store.tracking import sqlalchemy_store  # noqa: F401  (the client would import it later)
 
     if uri.startswith(_DATABASES):
         _connect(uri)

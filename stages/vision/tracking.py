@@ -29,7 +29,7 @@ from vision.delivery import Delivery, now
 from vision.outbox import Outbox, outboxes, tell, things
 from vision.params import Params, Tracking
 from vision.run import Run, epoch_metrics
-from vision.stage import ROOT, UserError, main_root
+from vision.stage import ROOT, UserError, importing, main_root
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -397,10 +397,11 @@ def _deliver_kept(uri: str) -> None:
 
 
 def _save_model(path: Path, model: "nn.Module", example: np.ndarray, classes: Sequence[str]) -> None:
-    import mlflow.pytorch
-    import torch
-    from mlflow.models import ModelSignature
-    from mlflow.types import Schema, TensorSpec
+    with importing():
+        import mlflow.pytorch
+        import torch
+        from mlflow.models import ModelSignature
+        from mlflow.types import Schema, TensorSpec
 
     images = TensorSpec(np.dtype(np.uint8), (-1, *example.shape[1:]))
     probabilities = TensorSpec(np.dtype(np.float32), (-1, len(classes)))

@@ -34,6 +34,41 @@ def test_a_stage_that_ends_well_says_how_long_it_took_and_its_memory() -> None:
     assert out.splitlines()[1].startswith("brew: done in 0.0 s, peak memory ")
 
 
+def test_garbage_is_looked_for_when_a_stage_runs_but_not_while_it_imports() -> None:
+    code = """
+import gc, sys
+sys.argv = ["stages/brew.py"]
+sys.path.insert(0, "stages")
+from vision.stage import importing, run_stage
+imports = gc.isenabled()
+def main():
+    frozen = gc.get_freeze_count()
+    print(imports, gc.isenabled(), frozen > 1000)
+    with importing():
+        print(gc.isenabled())
+    print(gc.isenabled(), gc.get_freeze_count() == frozen, "nothing was imported")
+    with importing():
+        import sqlite3
+    print(gc.isenabled(), gc.get_freeze_count() > frozen)
+run_stage(main)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    *lines, _ = done.stdout.splitlines()
+    assert lines == ["False True True", "False", "True True nothing was imported", "True True"]
+
+
+def test_a_process_that_is_no_stage_looks_for_garbage() -> None:
+    code = "import sys; sys.path.insert(0, 'stages'); import gc, vision.stage; print(gc.isenabled())"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "True\n"
+
+
+def test_what_triton_says_of_a_process_that_leaves_its_garbage_is_not_shown() -> None:
+    body = "import torch._dynamo; print('x', file=sys.stderr)"
+    pytest.importorskip("triton")
+    assert end(body)[2] == "x\n"
+
+
 def test_a_users_mistake_is_said_without_a_traceback_line_by_line() -> None:
     assert end("raise UserError('no water\\nno tea')") == (1, "", "brew: no water\nbrew: no tea\n")
 
