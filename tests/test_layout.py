@@ -29,7 +29,19 @@ CORE = {
     "fit",
 }
 MLFLOW = {"registry", "store", "delivery", "tracking"}
-NO_DEPENDENCY = {"schema", "params", "stage", "progress", "trials", "workers", "run", "events", "outbox", *MLFLOW}
+NO_DEPENDENCY = {
+    "schema",
+    "params",
+    "stage",
+    "progress",
+    "trials",
+    "workers",
+    "run",
+    "events",
+    "origin",
+    "outbox",
+    *MLFLOW,
+}
 """What changes no output, so that no stage depends on it; dvc.yaml says so at its top."""
 
 

@@ -5,11 +5,9 @@ A run is opened only in a store that answers. From then on the store may come an
 """
 
 import contextlib
-import getpass
 import itertools
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import threading
@@ -21,9 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import yaml
 
-from vision import events, store
+from vision import events, origin, store
 from vision.arrays import Stats
 from vision.delivery import Delivery, now
 from vision.outbox import Outbox, outboxes, tell, things
@@ -60,7 +57,7 @@ def training_run(
     Raises:
         UserError: the MLflow store cannot be used when the block begins; nothing that it does later is raised.
     """
-    name = os.environ.get("DVC_EXP_NAME") or "-".join(filter(None, [params.model.name, _git("rev-parse", "HEAD")[:7]]))
+    name = os.environ.get("DVC_EXP_NAME") or "-".join(filter(None, [params.model.name, origin.commit()[:7]]))
     before = before or Run().record
     folder = (before["tensorboard"] or events.new_folder(name)) if params.tracking.tensorboard else None
     with (
@@ -90,7 +87,7 @@ def search_run(params: Params, run_id: str | None) -> Iterator[Run]:
         experiment_id = store.experiment_id(client, params.tracking.experiment)
         _deliver_kept(uri)
         if run_id is None or not store.is_there(client, run_id):
-            tags = _tags(_git("rev-parse", "HEAD")) | {"search.study": params.search.study}
+            tags = origin.tags() | {"search.study": params.search.study}
             run_id = client.create_run(experiment_id, tags=tags, run_name=params.search.study).info.run_id
         else:
             client.update_run(run_id, status="RUNNING")
@@ -189,7 +186,7 @@ class _MlflowRun(Run):
         others = {"convnet", "plain", "torchvision"} - {params.model.family}  # sections that say nothing of this model
         made_with = params.model_dump(include={"seed", "preprocess", "model", "train"}, exclude={"model": others})
         self._outbox.put({"call": "log", "params": dict(_flat(made_with))})
-        digest = (_data_hash() or stats.split_digest)[:36]  # as many characters as MLflow keeps
+        digest = (origin.data_hash() or stats.split_digest)[:36]  # as many characters as MLflow keeps
         where = json.dumps({"uri": "data/processed"})
         self._outbox.put({"call": "data", "name": "data/processed", "digest": digest, "source": where})
 
@@ -319,13 +316,10 @@ def _start(
 
     experiment_id = store.experiment_id(client, params.tracking.experiment)
     _deliver_kept(uri)
-    commit = _git("rev-parse", "HEAD")
-    all_tags = {**_tags(commit), **tags}
+    all_tags = {**origin.tags(), **tags}
     registry = params.tracking.experiment if params.tracking.registry else None
-    facts = {
-        "name": name, "commit": commit,
-        "dirty": all_tags.get("mlflow.source.git.dirty", ""), "apply": all_tags.get("dvc.apply", ""),
-    }  # fmt: skip
+    told = {"commit": "mlflow.source.git.commit", "dirty": "mlflow.source.git.dirty", "apply": "dvc.apply"}
+    facts = {"name": name, **{fact: all_tags.get(tag, "") for fact, tag in told.items()}}
     if before is None or not _is_here(client, uri, experiment_id, before):
         run_id = client.create_run(experiment_id, tags=all_tags, run_name=name).info.run_id
         return _MlflowRun(uri, _record(uri, experiment_id, run_id) | facts, registry), 0
@@ -421,51 +415,6 @@ def _save_model(path: Path, model: "nn.Module", example: np.ndarray, classes: Se
 def _metrics(figures: Mapping[str, float], step: int) -> list[tuple[str, float, int, int]]:
     """Figures as a record has them."""
     return [(name, float(value), now(), step) for name, value in figures.items()]
-
-
-def _tags(commit: str) -> dict[str, str]:
-    """Where the run came from, and what brings it back: Git commit, DVC experiment and the DVC hash of the data."""
-    # What a run of the pipeline itself rewrites says nothing about the code.
-    changes = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!metrics", ":!dvc.lock")
-    experiment = os.environ.get("DVC_EXP_NAME", "")
-    tags = {
-        "mlflow.source.type": "LOCAL",
-        "mlflow.source.name": os.path.relpath(sys.argv[0], ROOT),
-        "mlflow.source.git.commit": commit,
-        "mlflow.source.git.dirty": str(bool(changes)).lower() if commit else "",
-        "dvc.experiment": experiment,
-        "dvc.apply": f"dvc exp apply {experiment}" if experiment else "",
-        "dvc.baseline_rev": os.environ.get("DVC_EXP_BASELINE_REV", ""),
-        "dvc.data": _data_hash(),
-    }
-    with contextlib.suppress(KeyError, OSError):  # a container's user may have no name
-        tags["mlflow.user"] = getpass.getuser()
-    return {key: value for key, value in tags.items() if value}
-
-
-def _git(*arguments: str) -> str:
-    """What Git prints; nothing where there is no Git or no repository.
-
-    Git writes nothing here: killed meanwhile, it would leave a lock behind that keeps DVC from staging files.
-    """
-    command = ["git", "--no-optional-locks", "-C", str(ROOT), *arguments]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return done.stdout.strip()
-
-
-def _data_hash() -> str:
-    """The hash of data/processed in dvc.lock, which DVC has just written if it is DVC that runs this stage."""
-    if "DVC_STAGE" not in os.environ:
-        return ""
-    try:
-        lock = yaml.safe_load((ROOT / "dvc.lock").read_text(encoding="utf-8"))
-        outs = lock["stages"]["preprocess"]["outs"]
-        return next(out["md5"] for out in outs if out["path"] == "data/processed")
-    except (OSError, yaml.YAMLError, KeyError, TypeError, StopIteration):
-        return ""
 
 
 def _flat(sections: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -23,8 +23,8 @@ from mlflow.entities import Run as StoredRun
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
+from vision import origin, tracking
 from vision import store as store_room
-from vision import tracking
 from vision.arrays import Stats
 from vision.params import Params, Tracking, load_params
 from vision.stage import ROOT, UserError
@@ -92,7 +92,7 @@ def params(experiment: str = "pets") -> Params:
 
 def at(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
     """Have the code believe that it lies in this checkout."""
-    for room in (tracking, store_room):
+    for room in (tracking, origin, store_room):
         monkeypatch.setattr(room, "ROOT", root)
 
 
