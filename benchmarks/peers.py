@@ -7,11 +7,12 @@ compilation, no pinned memory. Their hyper-parameters stay as they are.
 
 import importlib.util
 import os
+import random
 import re
 import sys
 import time
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,14 +21,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-SCRIPTS = {"airbench": "airbench94_muon.py", "hiverge": "cifar10_speedrun.py"}
+SCRIPTS = {"airbench": "airbench94_muon.py", "hiverge": "cifar10_speedrun.py", "airbench96": "airbench96_faster.py"}
 
 FOR_CPU = [
     (r"(?m)^\s*@torch\.compile.*\n", ""),
     (r"\.half\(\)", ".bfloat16()"),
     (r"torch\.half\b", "torch.bfloat16"),
     (r"\.cuda\(\)", ""),
-    (r'"cuda"', '"cpu"'),
+    (r"(['\"])cuda\1", '"cpu"'),
     (r"torch\.cuda\.Event\(enable_timing=True\)", "Clock()"),
     (r"\.pin_memory\(\)", ""),
     (r"torch\.cuda\.synchronize\(\)", "pass"),
@@ -69,32 +70,55 @@ def runs(
         sys.argv[0] = "peer.py"  # the scripts read themselves
         peer = _imported(Path("peer.py"))
         told: dict[str, Any] = {}
+        train, shown_a_step, flops = _of_two_nets(peer, device) if name == "airbench96" else _of_one_net(peer, device)
 
         def tell(variables: dict[str, Any], is_final_entry: bool) -> None:
-            told.update({name: variables.get(name) for name in ("val_acc", "tta_val_acc", "time_seconds", "step")})
-            told["batch_size"] = variables["train_loader"].batch_size
+            steps, seconds = (next(variables[key] for key in keys if key in variables) for keys in (STEPS, SECONDS))
+            told.update(
+                one_view=variables["val_acc"],
+                averaged=variables.get("tta_val_acc"),
+                seconds=seconds,
+                images=steps * shown_a_step(variables),
+            )
 
         peer.print_training_details = tell
-        flops = _flops(peer.CifarNet())
-        model = peer.CifarNet().to(device).to(memory_format=torch.channels_last)
         started = time.perf_counter()
         if device.type == "cuda":
-            model.compile(mode="max-autotune")
-            peer.main("warmup", model)
+            train("warmup")
             torch.cuda.synchronize()
         warm_up = time.perf_counter() - started
         for run in range(repeats):
             torch.manual_seed(seed + run)
-            peer.main(run, model)
-            images = told["step"] * told["batch_size"]
-            yield {
-                "one_view": told["val_acc"],
-                "averaged": told["tta_val_acc"],
-                "seconds": told["time_seconds"],
-                "warm_up": warm_up,
-                "images": images,
-                "flops": flops * images,
-            }
+            random.seed(seed + run)
+            train(run)
+            yield {**told, "warm_up": warm_up, "flops": flops * told["images"]}
+
+
+STEPS, SECONDS = ("step", "current_steps"), ("time_seconds", "total_time_seconds")
+Peer = tuple[Callable[[int | str], object], Callable[[dict[str, Any]], int], float]
+"""How a script trains, how many images a step learns from (told the script's variables), the arithmetic of an image."""
+
+
+def _of_one_net(peer: Any, device: torch.device) -> Peer:
+    flops = _flops(peer.CifarNet())
+    model = peer.CifarNet().to(device).to(memory_format=torch.channels_last)
+    if device.type == "cuda":
+        model.compile(mode="max-autotune")
+    return lambda run: peer.main(run, model), lambda variables: variables["train_loader"].batch_size, flops
+
+
+def _of_two_nets(peer: Any, device: torch.device) -> Peer:
+    """A small net chooses the half of each batch that the large one learns from; the small one's work is not counted.
+
+    The large one is there twice: with a bias in its first layer that learns, and with one that does not any more.
+    """
+    options: dict[str, Any] = {"mode": "max-autotune"} if device.type == "cuda" else {"backend": "eager"}
+    nets = [peer.make_net(peer.hyp[size]) for size in ("proxy", "net", "net")]
+    for net in (nets[0], nets[2]):
+        net[0].bias.requires_grad = False
+    flops = _flops(peer.make_net(peer.hyp["net"]).to("cpu"))
+    compiled = [torch.compile(net, **options) for net in nets]
+    return lambda run: peer.main(run, peer.hyp, *compiled), lambda variables: len(variables["inputs"]), flops
 
 
 def _imported(path: Path) -> Any:
