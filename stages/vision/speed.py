@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 
-def peak_flops(device: torch.device, dtype: torch.dtype, seconds: float = 1.0) -> float:
+def peak_flops(device: torch.device, dtype: torch.dtype, seconds: float = 0.4) -> float:
     """Measure what the hardware reaches in a large square matrix product: floating-point operations a second.
 
     The fastest of the products that fit into about `seconds`, two at least: others may be using the machine as well.

@@ -20,12 +20,14 @@ def rotated(images: Tensor, degrees: Tensor) -> Tensor:
     height, width = images.shape[1:3]
     # Half of what lies between the first and the last pixel's centres; grid_sample counts in this unit.
     half_height, half_width = ((max(size, 2) - 1) / 2 for size in (height, width))
-    down = (torch.arange(height, device=images.device) - (height - 1) / 2)[:, None]
+    down = torch.arange(height, device=images.device) - (height - 1) / 2
     right = torch.arange(width, device=images.device) - (width - 1) / 2
-    angles = degrees[:, None, None] * (math.pi / 180)
+    pixels = torch.stack((right.expand(height, -1), down[:, None].expand(-1, width))).view(2, -1)
+    angles = degrees * (math.pi / 180)
     cos, sin = angles.cos(), angles.sin()
     # Where each output pixel comes from: the way back, so clockwise. Rows run downwards.
-    source = torch.stack(((cos * right - sin * down) / half_width, (sin * right + cos * down) / half_height), 1)
+    back = torch.stack((cos / half_width, -sin / half_width, sin / half_height, cos / half_height), 1).view(-1, 2, 2)
+    source = (back @ pixels).view(-1, 2, height, width)
     planes = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
     grid = source.permute(0, 2, 3, 1)
     return F.grid_sample(planes, grid, padding_mode="reflection", align_corners=True).permute(0, 2, 3, 1)
