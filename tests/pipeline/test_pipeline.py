@@ -206,7 +206,17 @@ def test_a_training_that_diverges_says_so_and_fails_its_run(project: Project) ->
     project.run("dvc", "checkout")
 
 
-@pytest.mark.parametrize("recipe", sorted(path.name for path in (REPOSITORY / "recipes").iterdir()))
+QUICK = {"conv16_32", "speedrun94"}
+"""Recipes that every test run tries; the others take minutes together."""
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        pytest.param(path.name, marks=() if path.name in QUICK else pytest.mark.slow)
+        for path in sorted((REPOSITORY / "recipes").iterdir())
+    ],
+)
 def test_a_recipe_runs_and_what_stands_behind_it_wins(project: Project, recipe: str) -> None:
     words = (project.root / "recipes" / recipe).read_text().split()
     # An average of a thousand steps would be of the first weights here.
