@@ -95,6 +95,8 @@ def main() -> None:
                 saved.clear()
                 trial.end("diverged")
                 advice = f"lower train.lr (now {params.train.lr:g})"
+                if params.train.optimizer == "muon":
+                    advice += f" or train.other_lr (now {params.train.other_lr:g})"
                 raise UserError(f"diverged: {error} is not a finite number; {advice}") from None
             summary = summarize(fitted) | {"parameters": sum(p.numel() for p in model.parameters())}
             pace = {"seconds": seconds(), **mean_pace(fitted, rows), "peak_tflops": peak / 1e12}

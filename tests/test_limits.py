@@ -246,7 +246,7 @@ PREPROCESS = {
 TRAIN: dict[str, tuple[dict[str, Any], str]] = {
     **{f"muon at {lr:g}": (train(lr=lr), WORKS) for lr in (LEAST, 1e30)},
     **{f"{name} at the least rate": (train(optimizer=name, lr=LEAST), WORKS) for name in ("sgd", "adam", "adamw")},
-    "other_lr at its most": (train(other_lr=1e30), DIVERGED),
+    "other_lr at its most": (train(other_lr=1e30), f"{DIVERGED} or train.other_lr (now 1e+30)"),
     "sgd at its most": (train(optimizer="sgd", lr=1e30, momentum=ALMOST_ONE, epochs=3, batch_size=2), DIVERGED),
     "adam at its most": (train(optimizer="adam", lr=1e30), DIVERGED),
     "weight_decay at its most": (train(optimizer="sgd", weight_decay=1e6, epochs=3), DIVERGED),
