@@ -66,14 +66,11 @@ def _hue_turned(planes: Tensor, turns: Tensor) -> Tensor:
     of_green, of_blue = ((blue - red) * per_chroma).add_(2), ((red - green) * per_chroma).add_(4)
     hue = torch.lerp((green - blue) * per_chroma, of_green.lerp_(of_blue, not_green), not_red)
     hue = hue.div_(6).add_(turns)
-    turned = torch.empty_like(planes)
     # Around the circle each channel is `value` for a third, falls, is the smallest for a third and rises again.
-    for channel, shift in enumerate((5 / 6, 3 / 6, 1 / 6)):
-        place = hue + shift
-        place -= place.floor()
-        lacking = place.mul_(6).sub_(2).abs_().neg_().add_(2).clamp_(0, 1)
-        torch.addcmul(value, lacking, chroma, value=-1, out=turned[:, channel : channel + 1])
-    return turned
+    starts = torch.arange(5, 0, -2, device=planes.device).view(3, 1, 1) / 6
+    place = (hue + (starts + 1)).frac_()  # with 1 more none is negative
+    lacking = torch.rsub(place.sub_(1 / 3).abs_(), 2, alpha=6).clamp_(0, 1)
+    return torch.addcmul(value, lacking, chroma, value=-1)
 
 
 _CHANGES: dict[Change, Callable[[Tensor, Tensor], Tensor]] = {
