@@ -12,6 +12,7 @@ from vision.stage import ROOT
 
 STAGES = ("download", "preprocess", "train", "evaluate", "report")
 CORE = {
+    "disk",
     "augment",
     "warp",
     "color",

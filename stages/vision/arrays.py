@@ -22,6 +22,7 @@ import numpy as np
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 from pydantic_core import PydanticCustomError, from_json
 
+from vision.disk import sync
 from vision.schema import Count, Finite, Positive, all_different, told
 from vision.stage import UserError
 
@@ -261,7 +262,7 @@ def replaced_file(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield temporary
-            _sync(temporary)
+            sync(temporary)
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -277,7 +278,7 @@ def replaced_directory(path: Path) -> Iterator[Path]:
         try:
             yield temporary
             with ThreadPoolExecutor(16) as pool:  # one after the other, 10,000 small files take ten seconds
-                list(pool.map(_sync, [temporary, *temporary.rglob("*")]))
+                list(pool.map(sync, [temporary, *temporary.rglob("*")]))
             shutil.rmtree(before, ignore_errors=True)
             if path.exists():
                 os.replace(path, before)
@@ -300,12 +301,3 @@ def _of(path: Path, temporary: Path) -> Iterator[None]:
         if error.filename is None or error.errno in _FULL or Path(str(error.filename)).is_relative_to(temporary):
             error.filename = str(path)
         raise
-
-
-def _sync(path: Path) -> None:
-    """Wait until the disk has a file, or the names in a folder: a rename may get there before what was written."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

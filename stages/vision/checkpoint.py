@@ -1,6 +1,5 @@
 """The state of a training on disk, written now and then, so that one that is killed can go on."""
 
-import fcntl
 import hashlib
 import io
 import os
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from vision.disk import locked, sync
 from vision.training import State
 
 _KEPT = 2
@@ -33,7 +33,7 @@ def checkpoints(folder: Path, seconds: float | None) -> Iterator["Checkpoints"]:
         yield Checkpoints()
         return
     try:
-        lock = _locked(folder)
+        lock = locked(folder)
     except BlockingIOError:
         _tell(f"{folder}: in use by another process that trains the same; this one saves no checkpoints")
         yield Checkpoints()
@@ -115,7 +115,7 @@ class Checkpoints:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, folder / f"{number:08d}.pt")
-            _sync(folder)
+            sync(folder)
         finally:
             temporary.unlink(missing_ok=True)
         for path in before[: len(before) + 1 - _KEPT]:
@@ -145,7 +145,7 @@ def _forget(folder: Path) -> None:
 
     if not is_old():
         return  # unlocked: a training that begins just now is to find it free
-    lock = _locked(folder)
+    lock = locked(folder)
     try:
         if is_old():
             for path in (*folder.glob("*.pt"), *folder.glob("partial")):
@@ -153,38 +153,6 @@ def _forget(folder: Path) -> None:
             folder.rmdir()
     finally:
         os.close(lock)
-
-
-def _locked(folder: Path) -> int:
-    """Make the folder if need be, and open it as this process's alone.
-
-    Raises:
-        BlockingIOError: another process has it.
-        OSError: it cannot be made or locked.
-    """
-    while True:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # A process that was done may have removed it in between.
-            if os.path.samestat(os.stat(folder), os.fstat(handle)):
-                return handle
-        except FileNotFoundError:
-            pass
-        except OSError:
-            os.close(handle)
-            raise
-        os.close(handle)
-
-
-def _sync(folder: Path) -> None:
-    """Have the disk keep the names in a folder too."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _tell(line: str) -> None:

@@ -5,7 +5,6 @@ and has its payload, a file or a folder, in the folder `00000001` beside it. The
 kept.
 """
 
-import fcntl
 import json
 import math
 import os
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from vision.arrays import replaced_file
+from vision.disk import locked
 
 Record = dict[str, Any]
 """What is to be sent, as JSON."""
@@ -64,7 +64,7 @@ class Outbox:
         """Why the last attempt failed; nothing if it did not."""
         self._about = about
         self._send = send
-        self._handle = _locked(folder, wait) if folder.exists() else None
+        self._handle = locked(folder, wait) if folder.exists() else None
         self._mutex = threading.Lock()
         self._due = -math.inf
         self._sent_later = 0
@@ -137,7 +137,7 @@ class Outbox:
     def _keep(self, record: Record, payload: Path | None) -> None:
         try:
             if self._handle is None:
-                self._handle = _locked(self.folder, wait=True)
+                self._handle = locked(self.folder, wait=True)
                 self._describe()
             number = max((int(path.stem) for path in _records(self.folder)), default=0) + 1
             path = self.folder / f"{number:08d}.json"
@@ -192,21 +192,3 @@ def _records(folder: Path) -> list[Path]:
 def _write(path: Path, document: Mapping[str, Any]) -> None:
     with replaced_file(path) as temporary:
         temporary.write_text(json.dumps(document), encoding="utf-8")
-
-
-def _locked(folder: Path, wait: bool) -> int:
-    """Make the folder if need be, and open it as this process's alone."""
-    while True:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            # A process that was done may have removed it in between.
-            if os.path.samestat(os.stat(folder), os.fstat(handle)):
-                return handle
-        except FileNotFoundError:
-            pass
-        except BaseException:
-            os.close(handle)
-            raise
-        os.close(handle)
