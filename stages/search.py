@@ -220,11 +220,13 @@ def conclude(study: optuna.Study, one: Running, run: Run, progress: "tqdm[Any]")
         study.tell(one.trial, state=TrialState.FAIL)
         ended = f"failed: {reason(one.log)}"
     changed = ", ".join(f"{name}={plain(value)}" for name, value in one.trial.params.items())
-    validated = "" if accuracy is None else f"validation accuracy {accuracy:.2%}, "
+    validated = "" if accuracy is None else f"validation accuracy {accuracy:.2%} in the epoch kept, "
     progress.write(f"{one.name}: {validated}{ended}; {changed}")
     if is_over:
         progress.update()
-        run.log_metrics({"search/val_accuracy": accuracy or 0.0}, step=one.trial.number)
+        best = ranking(study)[0].user_attrs.get("val_accuracy", 0.0)
+        figures = {"search/val_accuracy": accuracy or 0.0, "search/best_val_accuracy": best}
+        run.log_metrics(figures, step=one.trial.number)
         run.describe_as(table(study))
     return is_over
 
@@ -277,6 +279,7 @@ def draw(study: optuna.Study, run: Run) -> None:
     import matplotlib
 
     matplotlib.use("agg")
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
     from optuna.visualization import matplotlib as plots
 
     drawn: dict[str, Callable[..., Any]] = {
@@ -289,7 +292,15 @@ def draw(study: optuna.Study, run: Run) -> None:
         axes = plot(study, target_name="validation accuracy")
         figure = np.ravel(axes)[0].figure  # a plot for each parameter, or one for all
         figure.set_size_inches(max(8, 4 * np.size(axes)), 4.5)
-        figure.set_layout_engine("tight")
+        figure.set_layout_engine("constrained")
+        for axis in (one.xaxis for one in np.ravel(axes)):
+            if axis.get_scale() == "log":
+                axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+                axis.set_minor_locator(NullLocator())
+                axis.set_tick_params(rotation=45)  # they crowd at the upper end
+            elif name == "search_history":
+                axis.set_major_locator(MaxNLocator(integer=True))  # trials are numbered
         run.log_figure(name, figure)
 
 
@@ -299,8 +310,9 @@ def told(study: optuna.Study) -> str:
     if "val_accuracy" not in best.user_attrs:
         return f"search: all {over(study)} trials diverged; search smaller learning rates"
     name = f"{study.study_name}-{best.number}"
+    done = over(study)
     return (
-        f"search: the best of {over(study)} trials is {name}, validation accuracy "
+        f"search: the best of {done} trial{'s'[: done != 1]} is {name}, validation accuracy "
         f"{best.user_attrs['val_accuracy']:.2%}; `dvc exp apply {name}` brings it here"
     )
 

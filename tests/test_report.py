@@ -335,7 +335,7 @@ def test_every_parameter_and_version_is_listed(project: Path, page: str) -> None
     for name, version in run["environment"]["versions"].items():
         assert f"{name} {version}" in text
     assert run["mlflow"]["run_id"] in text
-    assert "commit c0ffee0 , with changes that were not committed" in text
+    assert "commit c0ffee0 , with changes, if only of parameters, that the experiment keeps" in text
     assert "dvc exp apply puffy-daks brings this experiment back" in text
     assert f'<a href="{run["mlflow"]["page"]}">puffy-daks</a>' in page
 

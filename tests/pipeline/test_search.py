@@ -108,12 +108,15 @@ def test_trials_that_do_badly_end_early(searched: Project, runs: dict[str, Run])
 
 def test_the_search_says_what_was_best(searched: Project, runs: dict[str, Run]) -> None:
     best = max((one for one in trials(searched) if one.state == TrialState.COMPLETE), key=lambda one: one.value or 0)
-    last = (searched.root / "printed").read_text().splitlines()[-2]
+    printed = (searched.root / "printed").read_text()
+    assert "Warning" not in printed
+    last = printed.splitlines()[-2]
     assert f"rates-{best.number}, validation accuracy {best.value:.2%}" in last
     assert f"`dvc exp apply rates-{best.number}`" in last
     parent = runs["rates"].data
     assert parent.tags["mlflow.note.content"].splitlines()[2].startswith(f"| rates-{best.number} | {best.value:.2%} |")
     assert parent.tags["ended"] == "finished"
+    assert parent.metrics["search/best_val_accuracy"] == best.value
 
 
 def test_a_search_that_is_over_has_nothing_to_do(searched: Project) -> None:
