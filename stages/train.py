@@ -62,7 +62,7 @@ def main() -> None:
     prepared = time.perf_counter() - started
     for scale in params.train.image_scales:
         check(model, shrunk(train.images[:1], scale), scale)
-    peak = speed.peak_flops(device, dtype)  # takes a second, so after all checks
+    peak = speed.peak_flops(device, dtype)  # takes a while, so after all checks
 
     trial = trials.current(params)
     folder = main_root(ROOT) / "checkpoints" / identity.of_training(params, device, dtype)
