@@ -25,6 +25,7 @@ from torch.profiler import ProfilerActivity, profile
 from vision import models
 from vision.augment import Augment
 from vision.batches import Examples, handfuls, shuffled
+from vision.convolution import fast_convolutions
 from vision.device import choose, keep_freed_memory
 from vision.infer import autocast
 from vision.optim import optimizers
@@ -49,13 +50,14 @@ def training_step(widths: list[int], batch_size: int, size: int) -> Callable[[],
     labels = torch.randint(0, 10, (batch_size,), device=device, generator=generator)
     model.initialize_from(images)
     made = optimizers(model, "muon", 0.15, 0.02, 0.6, True, 0.0, dtype)
+    convolutions = fast_convolutions(device, dtype)
     augment = Augment("alternate", 2, batch_size, generator)
 
     def step() -> None:
         order = shuffled(torch.arange(batch_size, device=device), batch_size, generator)
         for (batch,) in handfuls(Examples(images, labels), order, batch_size):
             shown = augment(batch.images, batch.numbers)
-            with autocast(device, dtype):
+            with autocast(device, dtype), convolutions:
                 logits = model(shown)
             F.cross_entropy(logits, batch.labels, label_smoothing=0.1).backward()
             for optimizer in made:

@@ -200,6 +200,14 @@ def test_step_prints_its_tables() -> None:
     assert "convolution" in process.stdout
 
 
+def test_convolution_prints_a_row_for_every_map_and_network() -> None:
+    _, _, *found = rows(run("benchmarks/convolution.py", "--rounds", "1", "--images", "32")).items()
+    assert [name for name, _ in found[:2]] == ["128 channels, 2x2", "128 channels, 3x3"]
+    assert [name for name, _ in found[-3:]] == ["resnet18, 20x20", "resnet18, 26x26", "resnet18, 32x32"]
+    for _, (alone, together, ratio, _) in found:
+        assert float(together) / float(alone) == pytest.approx(float(ratio), rel=0.1, abs=0.05)
+
+
 def test_notebooks_prints_a_row_a_recipe_with_both_ways(data: Path) -> None:
     process = run("benchmarks/notebooks.py", "two_conv", "--data", str(data), "--epochs", "1", "--target", "0.05")
     (row,) = [cells for name, cells in rows(process).items() if name.startswith("`two_conv`, 1 epochs")]

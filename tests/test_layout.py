@@ -16,6 +16,7 @@ CORE = {
     "augment",
     "warp",
     "color",
+    "convolution",
     "mix",
     "batches",
     "device",

@@ -15,6 +15,7 @@ from vision.augment import Augment, Cutout, Flip
 from vision.average import Average
 from vision.batches import Batch, Examples
 from vision.color import ColorJitter
+from vision.convolution import fast_convolutions
 from vision.infer import autocast
 from vision.mix import Mix
 from vision.optim import Name, Schedule, optimizers, schedule
@@ -81,6 +82,7 @@ class Training:
             settings.dtype,
         )
         self.schedules = [schedule(made, settings.schedule, steps, settings.warmup) for made in self.optimizers]
+        self.convolutions = fast_convolutions(self.device, settings.dtype)
         self.trained = [p for p in model.parameters() if p.requires_grad]
         self.average = None if settings.ema is None else Average(model, settings.ema)
         self.kept = model if self.average is None else self.average.model
@@ -118,7 +120,7 @@ class Training:
         """Learn from a batch, and give its mean loss and its logits."""
         smoothing, clip_norm = self.settings.label_smoothing, self.settings.clip_norm
         images, others, weights = self.mix(batch.images, batch.labels)
-        with autocast(self.device, self.settings.dtype):
+        with autocast(self.device, self.settings.dtype), self.convolutions:
             logits = self.model(images)
         each = F.cross_entropy(logits, batch.labels, label_smoothing=smoothing, reduction="none")
         if weights is not None:

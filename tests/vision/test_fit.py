@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vision import batches, fit, models
+from vision import batches, convolution, fit, models
 from vision.batches import Examples
+from vision.convolution import side_by_side
 from vision.infer import predict
 from vision.training import State
 
@@ -106,6 +107,33 @@ def test_it_learns(change: dict[str, object]) -> None:
     assert fitted.history[-1].val_accuracy is not None
     assert fitted.history[-1].val_accuracy > 0.9
     assert fitted.history[-1].train_loss < fitted.history[0].train_loss
+
+
+def test_filters_learn_the_same_from_images_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    train, val = striped(200, seed=1), striped(200, seed=2)
+    seen: list[torch.Size] = []
+
+    def noted(images: Tensor, margin: int) -> Tensor:
+        seen.append(images.shape)
+        return side_by_side(images, margin)
+
+    def validated(tiles: bool) -> tuple[float, float]:
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": tiles})
+        torch.manual_seed(0)
+        model = models.build("convnet", {"widths": [128, 128], "depth": 2}, [8, 8, 3], 4, [0.4] * 3, [0.2] * 3)
+        model.initialize_from(train.images)
+        fitted = fit.fit(model, train, val, replace(SETTINGS, dtype=torch.bfloat16, epochs=2, keep="last"))
+        last = fitted.history[-1]
+        assert last.val_loss is not None
+        return last.train_loss, last.val_loss
+
+    monkeypatch.setattr(convolution, "side_by_side", noted)
+    alone = validated(tiles=False)
+    assert seen == []
+    together = validated(tiles=True)
+    # Two convolutions see 3x3 pixels and one sees 1x1 in each of the eight steps; the first one has few channels.
+    assert len(seen) == 8 * 2 * 3
+    assert together == pytest.approx(alone, rel=0.05)
 
 
 EVERYTHING = {"rotation": 10.0, "color_jitter": [0.2] * 4, "cutout": 3, "mixup": 0.4, "cutmix": 0.4}
