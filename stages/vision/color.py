@@ -26,23 +26,25 @@ def recoloured(images: Tensor, changes: Sequence[tuple[Change, Tensor]]) -> Tens
     Returns:
         float32 [N, H, W, C] in [0, 255], a view that is contiguous in [N, C, H, W].
     """
-    planes = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+    # Changed in place from here on: on a CPU a pass that writes to other memory takes many times as long.
+    planes = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format, copy=True)
     for name, amounts in changes:
-        planes = _CHANGES[name](planes, amounts[:, None, None, None])
+        _CHANGES[name](planes, amounts[:, None, None, None])
     return planes.permute(0, 2, 3, 1)
 
 
-def _brighter(planes: Tensor, factors: Tensor) -> Tensor:
-    return (planes * factors).clamp_(0, 255)
+def _brighten(planes: Tensor, factors: Tensor) -> None:
+    planes.mul_(factors).clamp_(0, 255)
 
 
-def _contrasted(planes: Tensor, factors: Tensor) -> Tensor:
+def _contrast(planes: Tensor, factors: Tensor) -> None:
     mean = _gray(planes).mean((2, 3), keepdim=True)
-    return (planes * factors).add_(mean * (1 - factors)).clamp_(0, 255)
+    planes.mul_(factors).add_(mean * (1 - factors)).clamp_(0, 255)
 
 
-def _saturated(planes: Tensor, factors: Tensor) -> Tensor:
-    return torch.lerp(_gray(planes), planes, factors).clamp_(0, 255)
+def _saturate(planes: Tensor, factors: Tensor) -> None:
+    gray = _gray(planes) * (1 - factors)
+    planes.mul_(factors).add_(gray).clamp_(0, 255)
 
 
 def _gray(planes: Tensor) -> Tensor:
@@ -52,10 +54,10 @@ def _gray(planes: Tensor) -> Tensor:
     return (red * 0.2989).add_(green, alpha=0.587).add_(blue, alpha=0.114)
 
 
-def _hue_turned(planes: Tensor, turns: Tensor) -> Tensor:
+def _turn_hue(planes: Tensor, turns: Tensor) -> None:
     """Turn the hue of HSV: its value (largest channel) and chroma (largest less smallest) stay."""
     if planes.shape[1] == 1:
-        return planes
+        return
     red, green, blue = planes.split(1, 1)
     value = torch.maximum(torch.maximum(red, green), blue)
     chroma = value - torch.minimum(torch.minimum(red, green), blue)
@@ -68,16 +70,16 @@ def _hue_turned(planes: Tensor, turns: Tensor) -> Tensor:
     hue = hue.div_(6).add_(turns)
     # Around the circle each channel is `value` for a third, falls, is the smallest for a third and rises again.
     starts = torch.arange(5, 0, -2, device=planes.device).view(3, 1, 1) / 6
-    place = (hue + (starts + 1)).frac_()  # with 1 more none is negative
-    lacking = torch.rsub(place.sub_(1 / 3).abs_(), 2, alpha=6).clamp_(0, 1)
-    return torch.addcmul(value, lacking, chroma, value=-1)
+    torch.add(hue, starts + 1, out=planes).frac_()  # with 1 more none is negative
+    lacking = planes.sub_(1 / 3).abs_().mul_(-6).add_(2).clamp_(0, 1)
+    torch.addcmul(value, lacking, chroma, value=-1, out=planes)
 
 
-_CHANGES: dict[Change, Callable[[Tensor, Tensor], Tensor]] = {
-    "brightness": _brighter,
-    "contrast": _contrasted,
-    "saturation": _saturated,
-    "hue": _hue_turned,
+_CHANGES: dict[Change, Callable[[Tensor, Tensor], None]] = {
+    "brightness": _brighten,
+    "contrast": _contrast,
+    "saturation": _saturate,
+    "hue": _turn_hue,
 }
 
 
