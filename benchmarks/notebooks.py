@@ -202,6 +202,11 @@ def main() -> None:
         sys.exit(f"notebooks.py: no notebook {', '.join(sorted(unknown))}; there are {', '.join(NOTEBOOKS)}")
     if not (options.data / "train_images.npy").exists():
         sys.exit(f"notebooks.py: {options.data}/train_images.npy is not there; `dvc repro download` makes it")
+    try:
+        for name in options.notebooks:
+            settings(ROOT / "params.yaml", ROOT / "recipes" / name)
+    except ValueError as error:
+        sys.exit(f"notebooks.py: {error}")
     if options.one:
         run_one(options.one, options.notebooks[0], options.data, options.epochs)
         return

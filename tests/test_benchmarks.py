@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -239,6 +240,18 @@ def test_notebooks_says_what_is_missing(tmp_path: Path) -> None:
     assert run("benchmarks/notebooks.py", "fast").stderr.startswith("notebooks.py: no notebook fast; there are ")
     missing = run("benchmarks/notebooks.py", "--data", str(tmp_path)).stderr
     assert missing.startswith(f"notebooks.py: {tmp_path}/train_images.npy is not there; ")
+
+
+def test_notebooks_says_that_dvc_wrote_params_anew(data: Path, tmp_path: Path) -> None:
+    for folder in ("benchmarks", "stages", "recipes"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
+    written = yaml.safe_load((ROOT / "params.yaml").read_text())
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(written, sort_keys=False))
+    process = run(str(tmp_path / "benchmarks/notebooks.py"), "--data", str(data))
+    assert process.returncode == 1
+    assert re.fullmatch(
+        r"notebooks.py: \S+/params.yaml: line \d+: .* \(`git checkout params.yaml`\?\)\n", process.stderr
+    )
 
 
 def test_augment_prints_a_row_for_every_kind() -> None:
