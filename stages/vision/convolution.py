@@ -1,8 +1,8 @@
 """Convolutions over small feature maps, whose filters learn faster where the images stand side by side.
 
 On processors with AMX oneDNN computes the gradient of filters in tiles of pixels of one row. Where a row has seven of
-them most of a tile is empty, and where it has three nearly all: of 256 channels the gradient takes then twice and seven
-times as long as for rows of 64 pixels that several images share, the copy included.
+them most of a tile is empty, and where it has three nearly all: of 256 channels the gradient then takes twice and six
+times as long as for rows of 64 pixels that several images share, the copies included.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -32,14 +32,15 @@ def fast_convolutions(device: torch.device, dtype: torch.dtype) -> AbstractConte
 
 
 class SideBySide(TorchFunctionMode):
-    """Has convolutions that keep a narrow map's size find the gradient of their filters with images side by side.
+    """In it, convolutions that keep a narrow map's size get the gradient of their filters from images side by side.
 
     They are computed in bf16, as under autocast. All other functions stay as they are.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Stand in for each function of torch that is called."""
-        if func is not F.conv2d or kwargs or not _fits(*args):
+        # nn.Conv2d gives all seven arguments by their places.
+        if func is not F.conv2d or len(args) < 7 or not _fits(*args):
             return func(*args, **(kwargs or {}))
         features, filters, bias = args[:3]
         made = _Convolution.apply(features.bfloat16(), filters.bfloat16())

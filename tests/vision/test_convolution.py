@@ -109,6 +109,14 @@ def test_all_else_is_left_to_torch(packed: list[torch.Size], layer: nn.Conv2d, s
     assert packed == []
 
 
+def test_functions_that_are_called_otherwise_work_as_ever(packed: list[torch.Size]) -> None:
+    features, filters = noise(32, 128, 8, 8), noise(128, 128, 3, 3).requires_grad_()
+    with SideBySide():
+        assert F.conv2d(features, filters).shape == (32, 128, 6, 6)
+        assert F.conv2d(features, filters, padding="same").shape == features.shape
+    assert packed == []
+
+
 def test_they_are_taken_where_the_processor_computes_in_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     for tiles in (True, False):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda tiles=tiles: {"amx_bf16": tiles})
