@@ -26,7 +26,7 @@ def recoloured(images: Tensor, changes: Sequence[tuple[Change, Tensor]]) -> Tens
     Returns:
         float32 [N, H, W, C] in [0, 255], a view that is contiguous in [N, C, H, W].
     """
-    # Changed in place from here on: on a CPU a pass that writes to other memory takes many times as long.
+    # Changed in place from here on: on a CPU a pass that writes to other memory takes longer.
     planes = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format, copy=True)
     for name, amounts in changes:
         _CHANGES[name](planes, amounts[:, None, None, None])
