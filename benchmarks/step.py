@@ -50,7 +50,7 @@ def training_step(widths: list[int], batch_size: int, size: int) -> Callable[[],
     labels = torch.randint(0, 10, (batch_size,), device=device, generator=generator)
     model.initialize_from(images)
     made = optimizers(model, "muon", 0.15, 0.02, 0.6, True, 0.0, dtype)
-    convolutions = fast_convolutions(device, dtype)
+    convolutions = fast_convolutions(model, batch_size, device, dtype)
     augment = Augment("alternate", 2, batch_size, generator)
 
     def step() -> None:

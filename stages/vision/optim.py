@@ -135,12 +135,12 @@ def optimizers(
     return made
 
 
-def schedule(optimizer: Optimizer, name: Schedule, steps: int, warmup: float) -> LRScheduler:
+def schedule(optimizer: Optimizer, name: Schedule, steps: int, warmup: float) -> LRScheduler | None:
     """How the learning rate goes, step by step: up to its peak over the share `warmup` of all `steps`, then by `name`.
 
     "constant" stays, "step" falls to a tenth after half and again after three quarters of the steps that are left,
     "cosine" and "linear" fall to zero. "one_cycle" (Smith 2018, arXiv:1708.07120) has a rise of its own, along a cosine
-    from a 25th of the peak, and falls along a cosine to nearly zero.
+    from a 25th of the peak, and falls along a cosine to nearly zero. None: it stays at its peak from the first step on.
     """
     if name == "one_cycle":
         peaks = [group["lr"] for group in optimizer.param_groups]
@@ -157,5 +157,5 @@ def schedule(optimizer: Optimizer, name: Schedule, steps: int, warmup: float) ->
     else:
         falling = LinearLR(optimizer, 1, 0, left)
     if not rising:
-        return falling
+        return None if name == "constant" else falling
     return SequentialLR(optimizer, [LinearLR(optimizer, 1 / (rising + 1), 1, rising), falling], [rising])

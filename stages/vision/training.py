@@ -81,8 +81,9 @@ class Training:
             settings.weight_decay,
             settings.dtype,
         )
-        self.schedules = [schedule(made, settings.schedule, steps, settings.warmup) for made in self.optimizers]
-        self.convolutions = fast_convolutions(self.device, settings.dtype)
+        planned = (schedule(made, settings.schedule, steps, settings.warmup) for made in self.optimizers)
+        self.schedules = [going for going in planned if going]
+        self.convolutions = fast_convolutions(model, settings.batch_size, self.device, settings.dtype)
         self.trained = [p for p in model.parameters() if p.requires_grad]
         self.average = None if settings.ema is None else Average(model, settings.ema)
         self.kept = model if self.average is None else self.average.model
@@ -170,9 +171,9 @@ class Training:
     def _parts(self) -> dict[str, Any]:
         """What has a state dict."""
         parts = {"model": self.model, "scaler": self.scaler} | ({"average": self.kept} if self.average else {})
-        for number, (optimizer, going) in enumerate(zip(self.optimizers, self.schedules, strict=True)):
-            # A schedule reads the learning rates of its optimiser, which are the optimiser's to load.
-            parts |= {f"optimizer_{number}": optimizer, f"schedule_{number}": going}
+        # A schedule reads the learning rates of its optimiser, which are the optimiser's to load.
+        for name, several in (("optimizer", self.optimizers), ("schedule", self.schedules)):
+            parts |= {f"{name}_{number}": part for number, part in enumerate(several)}
         return parts
 
     def _generators(self) -> list[torch.Generator]:

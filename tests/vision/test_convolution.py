@@ -118,10 +118,13 @@ def test_functions_that_are_called_otherwise_work_as_ever(packed: list[torch.Siz
 
 
 def test_they_are_taken_where_the_processor_computes_in_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 128, 3), nn.Conv2d(128, 128, 3))
     for tiles in (True, False):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda tiles=tiles: {"amx_bf16": tiles})
-        assert isinstance(fast_convolutions(CPU, torch.bfloat16), SideBySide) == tiles
-        assert isinstance(fast_convolutions(CPU, torch.float32), nullcontext)
-        assert isinstance(fast_convolutions(torch.device("cuda"), torch.bfloat16), nullcontext)
+        assert isinstance(fast_convolutions(model, 32, CPU, torch.bfloat16), SideBySide) == tiles
+        assert isinstance(fast_convolutions(model, 31, CPU, torch.bfloat16), nullcontext)
+        assert isinstance(fast_convolutions(model[:1], 32, CPU, torch.bfloat16), nullcontext)
+        assert isinstance(fast_convolutions(model, 32, CPU, torch.float32), nullcontext)
+        assert isinstance(fast_convolutions(model, 32, torch.device("cuda"), torch.bfloat16), nullcontext)
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict)  # another kind of processor
-    assert isinstance(fast_convolutions(CPU, torch.bfloat16), nullcontext)
+    assert isinstance(fast_convolutions(model, 32, CPU, torch.bfloat16), nullcontext)

@@ -526,11 +526,11 @@ def went(
         {"dtype": torch.float16, "optimizer": "adam", "lr": 0.01, "clip_norm": 1.0},
         {"optimizer": "sgd", "momentum": 0.9, "weight_decay": 1e-3, "schedule": "step"},
         {"optimizer": "adamw", "lr": 0.01, "schedule": "one_cycle", "clip_norm": 1.0},
-        {"schedule": "cosine", "warmup": 0.5, "ema": 0.8},
+        {"schedule": "cosine", "warmup": 0.5, "ema": 0.995},
         {"schedule": "constant", "freeze": 1, "keep": "val_accuracy"},
         {"keep": "last", "flip": "random", "image_scales": [0.5, 1.0], "image_shares": [1.0, 0.5]},
         {"patience": 1, "optimizer": "sgd", "lr": 1e-9},
-        {**EVERYTHING, "ema": 0.8, "image_shares": [0.6]},
+        {**EVERYTHING, "ema": 0.995, "image_shares": [0.6]},
     ],
     ids=["muon", "bf16", "fp16-adam", "sgd", "adamw", "ema", "frozen", "shares", "patience", "everything"],
 )

@@ -151,9 +151,25 @@ def test_plain_drops_inputs_of_its_linear_layers_in_training_alone() -> None:
 @pytest.mark.parametrize("share", [0.1, 0.5])
 def test_plain_drops_so_many_and_scales_up_the_others(share: float) -> None:
     network = build("plain", {**TUTORIAL, "dropout": share}).network.train()
-    dropped = network.dropped(torch.ones(200, 500))  # type: ignore[operator]
-    assert (dropped == 0).float().mean().item() == pytest.approx(share, abs=0.01)
-    assert torch.allclose(dropped[dropped != 0], torch.tensor(1 / (1 - share)))
+    torch.manual_seed(0)
+    dropped, again = (network.dropped(torch.ones(200, 502)) for _ in range(2))  # type: ignore[operator]
+    gone = dropped == 0
+    assert torch.allclose(dropped[~gone], torch.tensor(1 / (1 - share)))
+    assert gone.float().mean(0).flatten().std() < 1.5 * (share * (1 - share) / 200) ** 0.5
+    # Whatever its place and its neighbours; four of them come from one number.
+    neighbours = [(gone[:, k:] & gone[:, : 502 - k]).float().mean().item() for k in range(1, 6)]
+    places = [gone[:, k::4].float().mean().item() for k in range(4)]
+    assert places == pytest.approx([share] * 4, abs=0.01)
+    assert [*neighbours, (gone & (again == 0)).float().mean().item()] == pytest.approx([share**2] * 6, abs=0.01)
+
+
+@pytest.mark.parametrize("share", [1e-9, 1 - 1e-9])
+def test_plain_drops_next_to_nothing_and_nearly_all(share: float) -> None:
+    network = build("plain", {**TUTORIAL, "dropout": share}).network.train()
+    torch.manual_seed(0)
+    dropped = network.dropped(torch.ones(10, 10))  # type: ignore[operator]
+    assert dropped.isfinite().all()
+    assert dropped.count_nonzero() == (100 if share < 0.5 else 0)
 
 
 def test_plain_normalises_and_deepens_as_asked() -> None:

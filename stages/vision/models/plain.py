@@ -70,6 +70,10 @@ class Plain(nn.Module):
             return features
         if features.device.type != "cpu":
             return F.dropout(features, self.dropout)
-        # The same; torch tosses its coins one by one on a CPU, which takes three times as long.
-        kept = torch.rand(features.shape) >= self.dropout
-        return features * (kept / (1 - self.dropout))
+        # The same; torch tosses its coins one by one on a CPU, which takes three times as long. Here each number that
+        # the generator draws holds four of them, of 16 bits.
+        count = features.numel()
+        drawn = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None)
+        coins = drawn.view(torch.int16)[:count].view(features.shape)
+        kept = coins > max(0, round(self.dropout * 2**16) - 1) - 2**15
+        return features * (kept * (1 / (1 - self.dropout)))
