@@ -33,7 +33,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from vision import fit
 from vision.batches import Examples
-from vision.device import choose, keep_freed_memory
+from vision.device import choose, flush_denormals, keep_freed_memory
 from vision.infer import predict
 from vision.models import Classifier
 
@@ -127,6 +127,7 @@ def ours(name: str, given: Settings, images: np.ndarray, labels: np.ndarray, tes
     """Train as the pipeline does, from arrays in memory to the last weight."""
     _, dtype = choose("cpu", given["train"]["precision"])
     keep_freed_memory()
+    flush_denormals()
     model = network(given, HALF, HALF)
     train = Examples(torch.tensor(images), torch.tensor(labels, dtype=torch.int64))
     others = ("device", "precision", "deterministic", "checkpoint_seconds")

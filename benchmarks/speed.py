@@ -32,7 +32,7 @@ import torch
 
 from vision import fit, infer, models, speed
 from vision.batches import Examples
-from vision.device import choose, compute_deterministically, keep_freed_memory
+from vision.device import choose, compute_deterministically, flush_denormals, keep_freed_memory
 
 ROOT = Path(__file__).resolve().parents[1]
 KINDS = ("images", "labels")
@@ -89,6 +89,7 @@ def our_runs(
 ) -> Iterator[dict[str, float]]:
     """Train and test `options.repeats` times, seeded from `options.seed` on; warm up before on CUDA or to compile."""
     keep_freed_memory()
+    flush_denormals()
     if given["train"]["deterministic"]:
         compute_deterministically()
     others = ("device", "precision", "deterministic", "checkpoint_seconds")

@@ -17,7 +17,7 @@ from vision.arrays import Split, Stats
 from vision.augment import shrunk
 from vision.batches import Examples
 from vision.checkpoint import checkpoints
-from vision.device import choose, compute_deterministically, environment, keep_freed_memory
+from vision.device import choose, compute_deterministically, environment, flush_denormals, keep_freed_memory
 from vision.params import Params, load_params
 from vision.progress import bar
 from vision.training import State
@@ -44,6 +44,7 @@ def main() -> None:
     except ValueError as error:
         raise UserError(f"params.yaml: {error}") from None
     keep_freed_memory()
+    flush_denormals()
     workers.share_cores()
 
     started = time.perf_counter()

@@ -30,6 +30,27 @@ fit.fit(model, train, train, settings)
 sys.stdout.buffer.write(b"".join(value.numpy().tobytes() for value in model.state_dict().values()))
 """
 
+DECAYING = """
+import sys, torch
+from vision.device import flush_denormals
+torch.set_num_threads(2)
+if sys.argv[1] == "flushed":
+    flush_denormals()
+momentum = torch.full((1_000_000,), 1e-37)
+for _ in range(50):
+    momentum.mul_(0.9)
+print(momentum.count_nonzero().item())
+"""
+
+
+@pytest.mark.parametrize(("way", "left"), [("flushed", 0), ("kept", 1_000_000)])
+def test_what_fades_away_becomes_zero_in_every_thread(way: str, left: int) -> None:
+    """In processes of their own, as it is the process's."""
+    done = subprocess.run(
+        [sys.executable, "-c", DECAYING, way], cwd=ROOT / "stages", capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout) == left
+
 
 def test_auto_finds_a_device_and_a_precision_that_work() -> None:
     device, dtype = choose("auto", "auto")
