@@ -126,8 +126,6 @@ def author(
 def ours(name: str, given: Settings, images: np.ndarray, labels: np.ndarray, test: Examples, on_epoch: OnEpoch) -> None:
     """Train as the pipeline does, from arrays in memory to the last weight."""
     _, dtype = choose("cpu", given["train"]["precision"])
-    keep_freed_memory()
-    flush_denormals()
     model = network(given, HALF, HALF)
     train = Examples(torch.tensor(images), torch.tensor(labels, dtype=torch.int64))
     others = ("device", "precision", "deterministic", "checkpoint_seconds")
@@ -152,6 +150,9 @@ def run_one(way: str, name: str, data: Path, epochs: int | None) -> None:
     )
     # What is held out for validation: some, whichever.
     kept = np.random.default_rng(0).permutation(len(labels))[round(given["preprocess"]["val_fraction"] * len(labels)) :]
+    if way == "ours":  # as stages/train.py does; before the first tensor, as its copying starts threads
+        keep_freed_memory()
+        flush_denormals()
     torch.manual_seed(0)
 
     test = Examples(torch.tensor(test_images), torch.tensor(test_labels, dtype=torch.int64))
