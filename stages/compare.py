@@ -8,6 +8,7 @@ A figure is the mean and the sample standard deviation (n - 1) over the experime
 """
 
 import argparse
+import math
 import statistics
 import sys
 from collections import Counter, defaultdict
@@ -61,9 +62,9 @@ def main() -> None:
     # What was changed may be long, so it comes last.
     if options.each:
         lines = [["experiment", *wanted, "changed"]]
-        for row in sorted(finished, key=lambda row: row.get(columns[0]) or 0.0, reverse=True):
-            figures = [spread([row], name) for name in columns]
-            lines.append([row["Experiment"] or row["rev"], *figures, changed(row, baseline) or "nothing"])
+        for row in sorted(finished, key=lambda row: max(figures([row], columns[0]), default=-math.inf), reverse=True):
+            cells = [spread([row], name) for name in columns]
+            lines.append([row["Experiment"] or row["rev"], *cells, changed(row, baseline) or "nothing"])
     else:
         lines = [["n", *wanted, "experiments"]]
         for title, rows in sorted(grouped(finished, baseline).items()):
@@ -108,9 +109,14 @@ def plain(value: object) -> str:
     return "null" if value in (None, "None") else str(value)
 
 
+def figures(rows: Sequence[Row], name: str) -> list[float]:
+    """A metric of the experiments that have it; those without validation images have no validation accuracy."""
+    return [row[name] for row in rows if isinstance(row.get(name), float)]
+
+
 def spread(rows: Sequence[Row], name: str) -> str:
     """Mean and sample standard deviation of a metric; `-` where no experiment has it."""
-    values = [row[name] for row in rows if isinstance(row.get(name), float)]
+    values = figures(rows, name)
     if not values:
         return "-"
     mean = f"{statistics.mean(values):.4f}"

@@ -78,6 +78,16 @@ def test_an_experiment_that_ran_twice_counts_once(project: Project) -> None:
     assert compare(project)[1:] == [before, "not counted: 1 run again with the same parameters, 1 queued, 1 failed"]
 
 
+def test_an_experiment_without_the_metric_comes_last(project: Project) -> None:
+    project.run("dvc", "exp", "run", "--temp", "-n", "unvalidated", "-S", "preprocess.val_fraction=0")
+    _, *lines, _ = compare(project, "--each")
+    cells = [re.split(r"\s{2,}", line) for line in lines]
+    validated = [row[1] for row in cells[:-1]]
+    assert validated == sorted(validated, reverse=True)
+    assert cells[-1][:2] == ["unvalidated", "-"]
+    assert float(cells[-1][2]) > 0
+
+
 def test_without_experiments_the_workspace_is_shown(tmp_path: Path) -> None:
     alone = clone(tmp_path)
     for name, metric in (("train", "val_accuracy"), ("test", "accuracy")):
