@@ -109,6 +109,36 @@ def test_it_learns(change: dict[str, object]) -> None:
     assert fitted.history[-1].train_loss < fitted.history[0].train_loss
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"flip": "random"},
+        {"crop_padding": 2},
+        {"rotation": 30.0},
+        {"color_jitter": [0.5, 0.5, 0.5, 0.1]},
+        {"cutout": 3},
+        {"mixup": 0.4},
+        {"cutmix": 0.4},
+    ],
+    ids=lambda change: next(iter(change), "nothing"),
+)
+def test_the_network_sees_images_that_are_varied_as_asked(change: dict[str, object]) -> None:
+    train = striped(64, seed=1)
+    model = network(train)
+    seen: list[Tensor] = []
+    model.register_forward_pre_hook(lambda model, inputs: seen.append(inputs[0].clone()) if model.training else None)
+    still = replace(SETTINGS, epochs=1, batch_size=32, flip="none", crop_padding=0, image_scales=[1.0])
+    fit.fit(model, train, EMPTY, replace(still, **change))  # type: ignore[arg-type]
+    known = {image.float().numpy().tobytes() for image in train.images}
+    shown = [image.float().numpy().tobytes() for images in seen for image in images]
+    assert len(shown) == 64
+    if change:
+        assert not set(shown) <= known
+    else:
+        assert set(shown) == known
+
+
 def test_filters_learn_the_same_from_images_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
     train, val = striped(200, seed=1), striped(200, seed=2)
     seen: list[torch.Size] = []
