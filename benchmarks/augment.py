@@ -31,13 +31,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, default_collate
 from torchvision.transforms import v2
 
-from vision.augment import Augment, Cutout
-from vision.batches import Examples, handfuls, shuffled
-from vision.color import ColorJitter
-from vision.device import choose, keep_freed_memory
-from vision.mix import Mix
-from vision.models import Classifier
-from vision.warp import Rotate
+from vision.core.augment.color_jitter import ColorJitter
+from vision.core.augment.crop_flip import RandomCropFlip
+from vision.core.augment.cutout import Cutout
+from vision.core.augment.mixup import Mix
+from vision.core.augment.rotate import Rotate
+from vision.core.data import ImageDataset, epoch_indices, iter_batches
+from vision.core.device import choose, keep_freed_memory
+from vision.core.models.classifier import Classifier
 
 SIZE, SHIFT, DEGREES, JITTER, SQUARE = 32, 2, 15, (0.2, 0.2, 0.2, 0.05), 8
 HALF = [0.5, 0.5, 0.5]
@@ -58,7 +59,7 @@ BATCH: dict[str, v2.Transform] = {"mixup": v2.MixUp(num_classes=10), "cutmix": v
 class Augmented(Dataset[tuple[Tensor, int]]):
     """Images and labels, the images transformed one by one."""
 
-    def __init__(self, examples: Examples, transform: v2.Transform) -> None:
+    def __init__(self, examples: ImageDataset, transform: v2.Transform) -> None:
         """Hold the images as torchvision's data sets do."""
         self.images = examples.images.numpy()
         self.labels = examples.labels.tolist()
@@ -86,7 +87,7 @@ class Collate:
         return self.mix(images, labels)
 
 
-def theirs(kinds: set[str], examples: Examples, batch_size: int) -> Callable[[], None]:
+def theirs(kinds: set[str], examples: ImageDataset, batch_size: int) -> Callable[[], None]:
     """An epoch of a DataLoader, its workers started."""
     mixes = [transform for kind, transform in BATCH.items() if kind in kinds]
     transforms = [transform for kind, transform in EACH.items() if kind in kinds]
@@ -109,12 +110,12 @@ def theirs(kinds: set[str], examples: Examples, batch_size: int) -> Callable[[],
     return epoch
 
 
-def ours(kinds: set[str], examples: Examples, batch_size: int) -> Callable[[], None]:
+def ours(kinds: set[str], examples: ImageDataset, batch_size: int) -> Callable[[], None]:
     """An epoch of batches augmented as the training loop does, on the device."""
     device = examples.images.device
     generator = torch.Generator(device).manual_seed(0)
     everything = torch.arange(len(examples.labels), device=device)
-    augment = Augment(
+    augment = RandomCropFlip(
         "random" if "flip" in kinds else "none", SHIFT if "shift" in kinds else 0, len(everything), generator
     )
     rotate = Rotate(DEGREES if "rotation" in kinds else 0, generator)
@@ -125,7 +126,7 @@ def ours(kinds: set[str], examples: Examples, batch_size: int) -> Callable[[], N
     model = Classifier(nn.Identity(), HALF, HALF).to(device)
 
     def batches() -> Iterator[Tensor]:
-        for handful in handfuls(examples, shuffled(everything, batch_size, generator), batch_size):
+        for handful in iter_batches(examples, epoch_indices(everything, batch_size, generator), batch_size):
             for images, labels, numbers in handful:
                 yield model.normalized(mix(cutout(jitter(rotate(augment(images, numbers)))), labels).images)
 
@@ -184,8 +185,8 @@ def main() -> None:
     device, _ = choose("auto", "fp32")
     torch.manual_seed(0)
     images = torch.randint(0, 256, (options.images, SIZE, SIZE, 3), dtype=torch.uint8)
-    examples = Examples(images, torch.randint(0, 10, (options.images,)))
-    here = Examples(*(part.to(device) for part in examples))
+    examples = ImageDataset(images, torch.randint(0, 10, (options.images,)))
+    here = ImageDataset(*(part.to(device) for part in examples))
     done = options.images // options.batch_size * options.batch_size
     print(f"{done} images, batches of {options.batch_size}; {os.cpu_count()} workers beside {options.threads} threads")
     print(f"ours on {device}; random images of {SIZE}x{SIZE}\n")

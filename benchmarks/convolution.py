@@ -22,10 +22,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vision import models
-from vision.convolution import SideBySide
-from vision.device import keep_freed_memory
-from vision.infer import autocast
+from vision.core.amx_convolution import SideBySide
+from vision.core.device import keep_freed_memory
+from vision.core.inference import autocast
+from vision.core.models import classifier
 
 CPU = torch.device("cpu")
 MAPS = [(channels, side) for channels in (128, 256, 512) for side in (2, 3, 4, 6, 7, 8)]
@@ -57,7 +57,7 @@ def of_map(channels: int, side: int, count: int) -> Pass:
 def of_network(name: str, side: int, count: int) -> Pass:
     """A whole network, without its optimiser."""
     kind, options = NETWORKS[name]
-    model = models.build(kind, options, [side, side, 3], 10, [0.5] * 3, [0.25] * 3).train()
+    model = classifier.build(kind, options, [side, side, 3], 10, [0.5] * 3, [0.25] * 3).train()
     images = torch.randint(0, 256, (count, side, side, 3), dtype=torch.uint8)
     labels = torch.randint(0, 10, (count,))
     model.initialize_from(images)

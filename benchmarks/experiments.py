@@ -19,14 +19,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path.extend(str(Path(__file__).resolve().parents[1] / folder) for folder in ("stages", "tests"))
+sys.path.extend(str(Path(__file__).resolve().parents[1] / folder) for folder in ("stages", "tests/helpers", "tools"))
 
 import psutil
 from mlflow import MlflowClient, MlflowException
 from mlflow.entities import Run
-from project import Project, clone
 
-from vision.progress import bar
+from project import Project, clone
+from vision.pipeline.progress import bar
 
 FIFTY = ("train.lr=0.05,0.1,0.15,0.2,0.25", "seed=range(10)")
 WORKERS = 2

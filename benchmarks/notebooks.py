@@ -27,15 +27,15 @@ import numpy as np
 import torch
 import torchvision.transforms as T
 from PIL import Image
-from speed import Settings, network, settings
+from speed import TrainConfig, network, settings
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from vision import fit
-from vision.batches import Examples
-from vision.device import choose, flush_denormals, keep_freed_memory
-from vision.infer import predict
-from vision.models import Classifier
+from vision.core import loop
+from vision.core.data import ImageDataset
+from vision.core.device import choose, flush_denormals, keep_freed_memory
+from vision.core.inference import predict
+from vision.core.models.classifier import Classifier
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = ("tutorial", "tutorial_improved", "two_conv", "three_conv", "conv16_32")
@@ -85,7 +85,7 @@ def authors_network(plain: dict[str, Any]) -> nn.Sequential:
 
 
 def author(
-    name: str, given: Settings, images: np.ndarray, labels: np.ndarray, test: Examples, on_epoch: OnEpoch
+    name: str, given: TrainConfig, images: np.ndarray, labels: np.ndarray, test: ImageDataset, on_epoch: OnEpoch
 ) -> None:
     """Train as the tutorial does."""
     train = given["train"]
@@ -123,21 +123,23 @@ def author(
         on_epoch(seconds, (predicted == test.labels).float().mean().item())
 
 
-def ours(name: str, given: Settings, images: np.ndarray, labels: np.ndarray, test: Examples, on_epoch: OnEpoch) -> None:
+def ours(
+    name: str, given: TrainConfig, images: np.ndarray, labels: np.ndarray, test: ImageDataset, on_epoch: OnEpoch
+) -> None:
     """Train as the pipeline does, from arrays in memory to the last weight."""
     _, dtype = choose("cpu", given["train"]["precision"])
     model = network(given, HALF, HALF)
-    train = Examples(torch.tensor(images), torch.tensor(labels, dtype=torch.int64))
+    train = ImageDataset(torch.tensor(images), torch.tensor(labels, dtype=torch.int64))
     others = ("device", "precision", "deterministic", "checkpoint_seconds")
     chosen = {key: value for key, value in given["train"].items() if key not in others}
 
-    def tell(epoch: fit.Epoch) -> None:
+    def tell(epoch: loop.EpochMetrics) -> None:
         assert epoch.val_accuracy is not None  # of the weights that would be kept, an average if the recipe says so
         on_epoch(epoch.images / epoch.images_per_s, epoch.val_accuracy)
 
     # The last weights are kept, so that the test images decide nothing.
-    last = fit.Settings(seed=0, dtype=dtype, freeze=0, **{**chosen, "keep": "last"})
-    fit.fit(model, train, test, last, on_epoch=tell)
+    last = loop.TrainConfig(seed=0, dtype=dtype, freeze=0, **{**chosen, "keep": "last"})
+    loop.fit(model, train, test, last, on_epoch=tell)
 
 
 def run_one(way: str, name: str, data: Path, epochs: int | None) -> None:
@@ -155,7 +157,7 @@ def run_one(way: str, name: str, data: Path, epochs: int | None) -> None:
         flush_denormals()
     torch.manual_seed(0)
 
-    test = Examples(torch.tensor(test_images), torch.tensor(test_labels, dtype=torch.int64))
+    test = ImageDataset(torch.tensor(test_images), torch.tensor(test_labels, dtype=torch.int64))
 
     def on_epoch(seconds: float, accuracy: float) -> None:
         print(json.dumps({"seconds": seconds, "accuracy": accuracy}), flush=True)

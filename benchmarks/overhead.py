@@ -51,11 +51,11 @@ COMMANDS = {
     "`dvc repro` with nothing to do": ["dvc", "repro"],
     "`dvc exp run -S train.lr=0.1`": ["dvc", "exp", "run", "-S", "train.lr=0.1"],
     "`dvc exp run --temp -S train.lr=0.05`": ["dvc", "exp", "run", "--temp", "-S", "train.lr=0.05"],
-    "`python stages/search.py`, one trial": ["python", "stages/search.py"],
+    "`python tools/search.py`, one trial": ["python", "tools/search.py"],
     "... `search.py` again, for two more": [
         "sh",
         "-c",
-        "sed -i.old 's/trials: 1$/trials: 3/' params.yaml && exec python stages/search.py",
+        "sed -i.old 's/trials: 1$/trials: 3/' params.yaml && exec python tools/search.py",
     ],
 }
 
@@ -130,7 +130,10 @@ def run_stage(script: str, into: Path) -> None:
 def follow(clock: Clock) -> None:
     """Have the clock told of imports, and of what `vision.tracking` and `vision.fit` do once they are imported."""
     plain = builtins.__import__
-    waiting: dict[str, Callable[[Any, Clock], None]] = {"vision.tracking": follow_runs, "vision.fit": follow_training}
+    waiting: dict[str, Callable[[Any, Clock], None]] = {
+        "vision.tracking.mlflow_run": follow_runs,
+        "vision.core.loop": follow_training,
+    }
 
     def timed(*arguments: Any, **options: Any) -> Any:
         if clock.cause in (IMPORTS, M_IMPORTS) or threading.current_thread() is not threading.main_thread():
@@ -240,7 +243,7 @@ def measured(checkout: Path, tracking: bool, commands: dict[str, list[str]]) -> 
     with tempfile.TemporaryDirectory() as folder:
         clone = Clone(checkout, Path(folder), tracking)
         for title, command in commands.items():
-            if "search.py" in title and not (clone.root / "stages/search.py").is_file():
+            if "search.py" in title and not (clone.root / "tools/search.py").is_file():
                 continue  # an older checkout
             in_all, stages = clone.run(*command)
             clone.commit()

@@ -76,7 +76,7 @@ def runs(
             steps, seconds = (next(variables[key] for key in keys if key in variables) for keys in (STEPS, SECONDS))
             told.update(
                 one_view=variables["val_acc"],
-                averaged=variables.get("tta_val_acc"),
+                predict_tta=variables.get("tta_val_acc"),
                 seconds=seconds,
                 images=steps * shown_a_step(variables),
             )
@@ -152,6 +152,6 @@ def _torchvision() -> dict[str, types.ModuleType]:
 
 def _flops(network: torch.nn.Module) -> float:
     """About: the bias of the whitening layer, which they train in the first steps alone, is counted in all."""
-    from vision.speed import training_flops
+    from vision.core.flops import training_flops
 
     return training_flops(network.float(), torch.zeros(1, 3, 32, 32))

@@ -30,16 +30,17 @@ import numpy as np
 import peers
 import torch
 
-from vision import fit, infer, models, speed
-from vision.batches import Examples
-from vision.device import choose, compute_deterministically, flush_denormals, keep_freed_memory
+from vision.core import flops, inference, loop
+from vision.core.data import ImageDataset
+from vision.core.device import choose, compute_deterministically, flush_denormals, keep_freed_memory
+from vision.core.models import classifier
 
 ROOT = Path(__file__).resolve().parents[1]
 KINDS = ("images", "labels")
-Settings = dict[str, Any]
+TrainConfig = dict[str, Any]
 
 
-def settings(params: Path, recipe: Path) -> Settings:
+def settings(params: Path, recipe: Path) -> TrainConfig:
     """Read params.yaml, and a recipe over it, without a YAML library: sections of `key: value`, one a line.
 
     Raises:
@@ -48,7 +49,7 @@ def settings(params: Path, recipe: Path) -> Settings:
     for path in (params, recipe):
         if not path.exists():
             raise ValueError(f"{path} is not there")
-    found: Settings = {}
+    found: TrainConfig = {}
     open_sections = [(-1, found)]  # with their indentation
     for number, line in enumerate(params.read_text().splitlines(), start=1):
         if not line.strip() or line.lstrip().startswith(("#", "- {")):  # the lists of `search` train nothing
@@ -85,7 +86,7 @@ def _value(text: str) -> Any:
 
 
 def our_runs(
-    given: Settings, data: Path, device: torch.device, dtype: torch.dtype, options: argparse.Namespace
+    given: TrainConfig, data: Path, device: torch.device, dtype: torch.dtype, options: argparse.Namespace
 ) -> Iterator[dict[str, float]]:
     """Train and test `options.repeats` times, seeded from `options.seed` on; warm up before on CUDA or to compile."""
     keep_freed_memory()
@@ -95,7 +96,7 @@ def our_runs(
     others = ("device", "precision", "deterministic", "checkpoint_seconds")
     train_settings = {key: value for key, value in given["train"].items() if key not in others}
     evaluate = given["evaluate"]
-    kept: models.Classifier | None = None
+    kept: classifier.Classifier | None = None
     warm_up = 0.0
     for number in range(-1 if device.type == "cuda" or options.compile else 0, options.repeats):
         seed = options.seed + number % options.repeats
@@ -104,11 +105,11 @@ def our_runs(
         torch.manual_seed(seed)
         split = torch.randperm(len(labels), device=device).split(5000) if options.validate else ()
         if split:
-            train = Examples(images[torch.cat(split[1:])], labels[torch.cat(split[1:])].long())
-            test = Examples(images[split[0]], labels[split[0]].long())
+            train = ImageDataset(images[torch.cat(split[1:])], labels[torch.cat(split[1:])].long())
+            test = ImageDataset(images[split[0]], labels[split[0]].long())
         else:
-            train = Examples(images, labels.long())
-            test = Examples(*(torch.tensor(np.load(data / f"test_{kind}.npy"), device=device) for kind in KINDS))
+            train = ImageDataset(images, labels.long())
+            test = ImageDataset(*(torch.tensor(np.load(data / f"test_{kind}.npy"), device=device) for kind in KINDS))
         pixels = train.images.float() / 255
         mean, std = pixels.mean((0, 1, 2)).tolist(), pixels.std((0, 1, 2)).tolist()
         model = network(given, mean, std).to(device)
@@ -119,10 +120,10 @@ def our_runs(
             kept.load_state_dict(model.state_dict())
             model = kept
         model.initialize_from(train.images)
-        nothing = Examples(train.images[:0], train.labels[:0])
-        fitted = fit.fit(model, train, nothing, fit.Settings(seed=seed, dtype=dtype, freeze=0, **train_settings))
-        one_view = infer.predict(model, test.images, evaluate["batch_size"], dtype)
-        logits = infer.averaged(
+        nothing = ImageDataset(train.images[:0], train.labels[:0])
+        fitted = loop.fit(model, train, nothing, loop.TrainConfig(seed=seed, dtype=dtype, freeze=0, **train_settings))
+        one_view = inference.predict(model, test.images, evaluate["batch_size"], dtype)
+        logits = inference.predict_tta(
             model, test.images, one_view, evaluate["batch_size"], dtype, evaluate["views"], evaluate["unsure"]
         )
         accuracies = [(found.argmax(1) == test.labels).float().mean().item() for found in (one_view, logits)]
@@ -140,19 +141,19 @@ def our_runs(
         }
 
 
-def network(given: Settings, mean: list[float], std: list[float]) -> models.Classifier:
+def network(given: TrainConfig, mean: list[float], std: list[float]) -> classifier.Classifier:
     """Make the recipe's network for CIFAR-10."""
     chosen = given["model"]
     options = chosen.get(chosen["name"], chosen["torchvision"])
-    return models.build(chosen["name"], options, [32, 32, 3], 10, mean, std, chosen["image_size"])
+    return classifier.build(chosen["name"], options, [32, 32, 3], 10, mean, std, chosen["image_size"])
 
 
-def _flops(given: Settings, history: list[fit.Epoch]) -> float:
+def _flops(given: TrainConfig, history: list[loop.EpochMetrics]) -> float:
     """Of the forward and backward passes of all epochs; counted on a network of its own, on the CPU."""
     model = network(given, [0.5] * 3, [0.25] * 3)
     sizes = {epoch.image_scale: max(2, round(32 * epoch.image_scale)) for epoch in history}
     flops = {
-        scale: speed.training_flops(model, torch.zeros(1, size, size, 3, dtype=torch.uint8))
+        scale: flops.training_flops(model, torch.zeros(1, size, size, 3, dtype=torch.uint8))
         for scale, size in sizes.items()
     }
     return sum(epoch.images * flops[epoch.image_scale] for epoch in history)
@@ -261,7 +262,7 @@ def print_runs(options: argparse.Namespace) -> None:
     device, dtype = choose(given["train"]["device"], given["train"]["precision"])
     if options.one in peers.SCRIPTS and device.type == "cuda":
         dtype = torch.half  # what they compute in
-    peak = speed.peak_flops(device, dtype)
+    peak = flops.peak_flops(device, dtype)
     if options.one in peers.SCRIPTS:
         arrays = {f"{s}_{k}": np.load(options.data / f"{s}_{k}.npy") for s in ("train", "test") for k in KINDS}
         checkout = getattr(options, options.one).resolve()

@@ -22,13 +22,13 @@ import torch
 import torch.nn.functional as F
 from torch.profiler import ProfilerActivity, profile
 
-from vision import models
-from vision.augment import Augment
-from vision.batches import Examples, handfuls, shuffled
-from vision.convolution import fast_convolutions
-from vision.device import choose, keep_freed_memory
-from vision.infer import autocast
-from vision.optim import optimizers
+from vision.core.amx_convolution import fast_convolutions
+from vision.core.augment.crop_flip import RandomCropFlip
+from vision.core.data import ImageDataset, epoch_indices, iter_batches
+from vision.core.device import choose, keep_freed_memory
+from vision.core.inference import autocast
+from vision.core.models import classifier
+from vision.core.optim.factory import optimizers
 
 KINDS = {
     "convolution": ("convolution",),
@@ -44,18 +44,18 @@ def training_step(widths: list[int], batch_size: int, size: int) -> Callable[[],
     device, dtype = choose("auto", "auto")
     torch.manual_seed(0)
     generator = torch.Generator(device).manual_seed(0)
-    model = models.build("convnet", {"widths": widths, "depth": 2}, [size, size, 3], 10, [0.5] * 3, [0.25] * 3)
+    model = classifier.build("convnet", {"widths": widths, "depth": 2}, [size, size, 3], 10, [0.5] * 3, [0.25] * 3)
     model.to(device)
     images = torch.randint(0, 256, (batch_size, size, size, 3), dtype=torch.uint8, device=device, generator=generator)
     labels = torch.randint(0, 10, (batch_size,), device=device, generator=generator)
     model.initialize_from(images)
     made = optimizers(model, "muon", 0.15, 0.02, 0.6, True, 0.0, dtype)
     convolutions = fast_convolutions(model, batch_size, device, dtype)
-    augment = Augment("alternate", 2, batch_size, generator)
+    augment = RandomCropFlip("alternate", 2, batch_size, generator)
 
     def step() -> None:
-        order = shuffled(torch.arange(batch_size, device=device), batch_size, generator)
-        for (batch,) in handfuls(Examples(images, labels), order, batch_size):
+        order = epoch_indices(torch.arange(batch_size, device=device), batch_size, generator)
+        for (batch,) in iter_batches(ImageDataset(images, labels), order, batch_size):
             shown = augment(batch.images, batch.numbers)
             with autocast(device, dtype), convolutions:
                 logits = model(shown)

@@ -1,24 +1,26 @@
 """Download: a published data set, checked against its pinned checksums, or a folder of images, into data/raw."""
 
-from vision.stage import ROOT, run_stage
+from vision.pipeline.paths import ROOT
+from vision.pipeline.stage import run_stage
 
 # isort: split
 # What follows takes seconds to import; vision.stage stands before it so that Ctrl-C is one line even then.
-from vision import arrays, folder, formats, sources
-from vision.params import load_params
+from vision.datasets import cifar, download, image_folder
+from vision.pipeline.params import load_params
+from vision.storage import arrays
 
 
 def main() -> None:
     """Put the raw data into data/raw, in the same bytes wherever it came from."""
     params = load_params().download
     if params.dataset == "folder":
-        listing = folder.copy(params.source, ROOT / "data" / "raw", say)
+        listing = image_folder.copy(params.source, ROOT / "data" / "raw", say)
         count = sum(map(len, listing.images.values()))
         tested = f", {len(listing.images['test']):,} of them for the test" if "test" in listing.images else ""
         say(f"{count:,} images of {len(listing.classes):,} classes{tested}, each decoded whole, in data/raw")
         return
 
-    train, test, classes = sources.fetch(formats.DATASETS[params.dataset], params.source, say)
+    train, test, classes = download.fetch(cifar.DATASETS[params.dataset], params.source, say)
     arrays.write_raw(ROOT / "data" / "raw", train, test, classes)
     say(f"{len(train.labels):,} training and {len(test.labels):,} test images, checksums as pinned, in data/raw")
 

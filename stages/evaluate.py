@@ -1,6 +1,8 @@
 """Score the model on the test split, which decides nothing in training; the figures join the model's MLflow run."""
 
-from vision.stage import ROOT, UserError, peak_memory, run_stage
+from vision.pipeline.errors import UserError
+from vision.pipeline.paths import ROOT
+from vision.pipeline.stage import peak_memory, run_stage
 
 # isort: split
 # What follows takes seconds to import; vision.stage stands before it so that Ctrl-C is one line even then.
@@ -9,20 +11,25 @@ import time
 import numpy as np
 import torch
 
-from vision import arrays, infer, scores, tracking, weights, workers
-from vision.arrays import Stats
-from vision.device import choose, compute_deterministically, keep_freed_memory
-from vision.params import Evaluate, load_params
-from vision.progress import bar
-from vision.run import Record
+from vision.artifacts import trained_model
+from vision.core import inference
+from vision.core.device import choose, compute_deterministically, keep_freed_memory
+from vision.evaluation import scores
+from vision.pipeline.params import Evaluate, load_params
+from vision.pipeline.progress import bar
+from vision.search import cpu_shares
+from vision.storage import arrays, atomic, tables
+from vision.storage.arrays import Stats
+from vision.tracking import mlflow_run
+from vision.tracking.run import Record
 
 
 def main() -> None:
     """models/, data/processed -> data/predictions, metrics/test.json and the tables beside it."""
     params = load_params()
     settings = params.evaluate
-    record = arrays.read_json(ROOT / "metrics/run.json", Record)
-    model, description = weights.load(ROOT / "models")
+    record = tables.read_json(ROOT / "metrics/run.json", Record)
+    model, description = trained_model.load(ROOT / "models")
     stats = arrays.read_stats(ROOT / "data/processed")
     test = arrays.read_split(ROOT / "data/processed", "test", len(stats.classes), stats.image_shape, mapped=False)
     if (description.classes, description.image_shape) != (stats.classes, stats.image_shape):
@@ -34,10 +41,10 @@ def main() -> None:
     except ValueError as error:
         raise UserError(f"params.yaml: {error}") from None
     keep_freed_memory()
-    workers.share_cores()
+    cpu_shares.share_cores()
 
     model.to(device)
-    with tracking.resumed_run(params.tracking, record) as run:
+    with mlflow_run.resumed_run(params.tracking, record) as run:
         started = time.perf_counter()
         images = torch.from_numpy(test.images).to(device)
         one_view, logits = logits_with_progress(model, images, dtype, settings)
@@ -48,7 +55,7 @@ def main() -> None:
             **scores.summary(test.labels, probabilities),
             "accuracy_one_view": float((one_view.argmax(1).cpu().numpy() == test.labels).mean()),
         }
-        arrays.write_json(ROOT / "metrics/test.json", summary)
+        tables.write_json(ROOT / "metrics/test.json", summary)
         write_tables(test.labels, probabilities, stats)
         run.set_tags({"evaluate": settings.model_dump()})
         figures = {**summary, "seconds": seconds, "images_per_s": len(images) / seconds}
@@ -64,10 +71,10 @@ def logits_with_progress(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits [N, classes] of one view of each image, and with further views averaged as the settings say."""
     size, views, unsure = settings.batch_size, settings.views, settings.unsure
-    total = len(images) + infer.other_views(len(images), views, unsure)
+    total = len(images) + inference.other_views(len(images), views, unsure)
     with bar(total=total, unit=" views", description="evaluate") as progress_bar:
-        one_view = infer.predict(model, images, size, dtype, progress_bar.update)
-        logits = infer.averaged(model, images, one_view, size, dtype, views, unsure, progress_bar.update)
+        one_view = inference.predict(model, images, size, dtype, progress_bar.update)
+        logits = inference.predict_tta(model, images, one_view, size, dtype, views, unsure, progress_bar.update)
     return one_view, logits
 
 
@@ -76,8 +83,8 @@ def write_tables(labels: np.ndarray, probabilities: np.ndarray, stats: Stats) ->
     classes = stats.classes
     images = stats.test_files or range(len(labels))
     predicted = probabilities.argmax(1)
-    with arrays.replaced_directory(ROOT / "data/predictions") as folder:
-        arrays.write_csv(
+    with atomic.atomic_directory(ROOT / "data/predictions") as folder:
+        tables.write_csv(
             folder / "test.csv",
             ["image", "actual", "predicted", *(f"p_{name}" for name in classes)],
             (
@@ -86,17 +93,17 @@ def write_tables(labels: np.ndarray, probabilities: np.ndarray, stats: Stats) ->
             ),
         )
     matrix = scores.confusion(labels, predicted, len(classes))
-    arrays.write_csv(
+    tables.write_csv(
         ROOT / "metrics/confusion_matrix.csv",
         ["actual", *classes],
         ([name, *row] for name, row in zip(classes, matrix.tolist(), strict=True)),
     )
-    arrays.write_csv(
+    tables.write_csv(
         ROOT / "metrics/per_class.csv",
         ["class", "precision", "recall", "f1", "images"],
         scores.per_class(labels, predicted, classes),
     )
-    arrays.write_csv(
+    tables.write_csv(
         ROOT / "metrics/calibration.csv",
         ["confidence_from", "confidence_to", "images", "confidence", "accuracy"],
         scores.calibration(labels, probabilities),

@@ -1,6 +1,7 @@
 """Split the images, bring them to one size, and find what pixels are normalised with."""
 
-from vision.stage import ROOT, run_stage
+from vision.pipeline.paths import ROOT
+from vision.pipeline.stage import run_stage
 
 # isort: split
 # What follows takes seconds to import; vision.stage stands before it so that Ctrl-C is one line even then.
@@ -8,10 +9,12 @@ import hashlib
 
 import numpy as np
 
-from vision import arrays, figures, folder, splits
-from vision.arrays import SPLITS, Split, Stats
-from vision.images import different_sizes, resized
-from vision.params import load_params
+from vision.datasets import image_folder, splitting
+from vision.datasets.decoding import different_sizes, resized
+from vision.pipeline.params import load_params
+from vision.report import figures
+from vision.storage import arrays, atomic, tables
+from vision.storage.arrays import SPLITS, Split, Stats
 
 
 def main() -> None:
@@ -20,11 +23,11 @@ def main() -> None:
     settings = params.preprocess
     directory = ROOT / "data/raw"
     holds_files = (directory / "train").is_dir()
-    raw, test, classes = folder.read_raw(directory) if holds_files else arrays.read_raw(directory)
+    raw, test, classes = image_folder.read_raw(directory) if holds_files else arrays.read_raw(directory)
 
-    kept, labels = splits.of_classes(raw.labels, classes, settings.classes)
+    kept, labels = splitting.filter_classes(raw.labels, classes, settings.classes)
     names = settings.classes or classes
-    train_rows, val_rows, test_rows = splits.split_rows(
+    train_rows, val_rows, test_rows = splitting.split_rows(
         labels,
         names,
         test_fraction=settings.test_fraction if test is None else 0,
@@ -39,7 +42,7 @@ def main() -> None:
         for name, rows in {"train": train_rows, "val": val_rows, "test": test_rows}.items()
     }
     if test is not None:
-        parts["test"] = test.images, *splits.of_classes(test.labels, classes, settings.classes)
+        parts["test"] = test.images, *splitting.filter_classes(test.labels, classes, settings.classes)
     chosen = {
         name: Split(resized(images, rows, settings.image_size, f"read {name}"), labels)
         for name, (images, rows, labels) in parts.items()
@@ -47,7 +50,7 @@ def main() -> None:
     train_shape, test_shape = (chosen[name].images.shape[1:] for name in ("train", "test"))
     if train_shape != test_shape:
         raise different_sizes(train_shape[1::-1], test_shape[1::-1])
-    mean, std = splits.KNOWN.get(settings.normalize) or splits.pixel_statistics(chosen["train"].images)
+    mean, std = splitting.KNOWN.get(settings.normalize) or splitting.pixel_statistics(chosen["train"].images)
     pictures, rows, _ = parts["test"]
     stats = Stats(
         classes=names,
@@ -58,12 +61,12 @@ def main() -> None:
         test_files=[pictures[row].relative_to(directory).as_posix() for row in rows] if holds_files else None,
     )
     arrays.write_processed(ROOT / "data/processed", chosen, stats)
-    arrays.write_json(ROOT / "metrics/dataset.json", splits.counts(chosen, names))
+    tables.write_json(ROOT / "metrics/dataset.json", splitting.counts(chosen, names))
 
     picture = figures.sample_grid(
         chosen["train"].images, chosen["train"].labels, names, per_class=settings.samples_per_class
     )
-    with arrays.replaced_file(ROOT / "data/samples.png") as temporary:
+    with atomic.atomic_write(ROOT / "data/samples.png") as temporary:
         picture.savefig(temporary, format="png")
     sizes = ", ".join(f"{len(chosen[name].labels):,} {name}" for name in SPLITS)
     print(f"preprocess: {sizes}; mean {np.round(mean, 4).tolist()}, std {np.round(std, 4).tolist()}")

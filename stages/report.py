@@ -1,12 +1,15 @@
 """One page to look at: how well the model does, where it errs, how it was trained; report/index.html holds it all."""
 
-from vision.stage import ROOT, main_root, peak_memory, run_stage
+from vision.pipeline.paths import ROOT, main_root
+from vision.pipeline.stage import peak_memory, run_stage
 
 # isort: split
 # What follows takes seconds to import; vision.stage stands before it so that Ctrl-C is one line even then.
-from vision import arrays, page, tracking
-from vision.params import load_params
-from vision.results import read_results
+from vision.pipeline.params import load_params
+from vision.report import page
+from vision.report.results import read_results
+from vision.storage import atomic
+from vision.tracking import mlflow_run
 
 
 def main() -> None:
@@ -15,9 +18,9 @@ def main() -> None:
     results = read_results(ROOT)
     html = page.render(params, results)
     file = ROOT / "report" / "index.html"
-    with arrays.replaced_file(file) as temporary:
+    with atomic.atomic_write(file) as temporary:
         temporary.write_text(html, encoding="utf-8")
-    with tracking.resumed_run(params.tracking, results.run) as run:
+    with mlflow_run.resumed_run(params.tracking, results.run) as run:
         run.describe_as(page.note(results))
         for name, chart in page.charts(results, "light").items():
             run.log_figure(name, chart)

@@ -1,6 +1,8 @@
 """Fit the network to the training split and keep the best weights by validation; the run is recorded in MLflow."""
 
-from vision.stage import ROOT, UserError, main_root, peak_memory, remedy, run_stage
+from vision.pipeline.errors import UserError, resource_hint
+from vision.pipeline.paths import ROOT, main_root
+from vision.pipeline.stage import peak_memory, run_stage
 
 # isort: split
 # What follows takes seconds to import; vision.stage stands before it so that Ctrl-C is one line even then.
@@ -12,15 +14,20 @@ from typing import Any
 
 import torch
 
-from vision import arrays, fit, identity, models, speed, tracking, transfer, trials, weights, workers
-from vision.arrays import Split, Stats
-from vision.augment import shrunk
-from vision.batches import Examples
-from vision.checkpoint import checkpoints
-from vision.device import choose, compute_deterministically, environment, flush_denormals, keep_freed_memory
-from vision.params import Params, load_params
-from vision.progress import bar
-from vision.training import State
+from vision.artifacts import fingerprint, pretrained, trained_model
+from vision.artifacts.checkpoint import checkpoints
+from vision.core import flops, loop
+from vision.core.augment.resize import resize_images
+from vision.core.data import ImageDataset
+from vision.core.device import choose, compute_deterministically, environment, flush_denormals, keep_freed_memory
+from vision.core.models import classifier
+from vision.core.trainer import State
+from vision.pipeline.params import Params, load_params
+from vision.pipeline.progress import bar
+from vision.search import cpu_shares, trials
+from vision.storage import arrays, tables
+from vision.storage.arrays import Split, Stats
+from vision.tracking import mlflow_run
 
 Row = dict[str, float | None]
 """An epoch's figures by name."""
@@ -45,7 +52,7 @@ def main() -> None:
         raise UserError(f"params.yaml: {error}") from None
     keep_freed_memory()
     flush_denormals()
-    workers.share_cores()
+    cpu_shares.share_cores()
 
     started = time.perf_counter()
     train, val = (examples(split, device) for split in splits)
@@ -59,25 +66,25 @@ def main() -> None:
     model.to(device)
     model.initialize_from(train.images)
     if params.model.weights is not None:
-        transfer.start_from(model, params.model.name, params.model.weights)
+        pretrained.start_from(model, params.model.name, params.model.weights)
     prepared = time.perf_counter() - started
     for scale in params.train.image_scales:
-        check(model, shrunk(train.images[:1], scale), scale)
-    peak = speed.peak_flops(device, dtype)  # takes a while, so after all checks
+        check(model, resize_images(train.images[:1], scale), scale)
+    peak = flops.peak_flops(device, dtype)  # takes a while, so after all checks
 
     trial = trials.current(params)
-    folder = main_root(ROOT) / "checkpoints" / identity.of_training(params, device, dtype)
+    folder = main_root(ROOT) / "checkpoints" / fingerprint.of_training(params, device, dtype)
     with checkpoints(folder, params.train.checkpoint_seconds) as saved:
         before = saved.latest()
         if before:
             print(f"train: {place(before)}", flush=True)
-        with tracking.training_run(params, stats, trial.tags, before["run"] if before else None) as run:
+        with mlflow_run.training_run(params, stats, trial.tags, before["run"] if before else None) as run:
             rows: list[Row] = []
 
-            def on_epoch(epoch: fit.Epoch) -> bool:
+            def on_epoch(epoch: loop.EpochMetrics) -> bool:
                 # Of the epoch's size of images, and of the layers that it trained.
-                flops = speed.training_flops(model, shrunk(train.images[:1], epoch.image_scale))
-                rows.append({**asdict(epoch), "share_of_peak": epoch.images_per_s * flops / peak})
+                used = flops.training_flops(model, resize_images(train.images[:1], epoch.image_scale))
+                rows.append({**asdict(epoch), "share_of_peak": epoch.images_per_s * used / peak})
                 run.log_epoch(rows[-1])
                 return trial.goes_on(epoch.epoch, epoch.val_accuracy)
 
@@ -92,7 +99,7 @@ def main() -> None:
             try:
                 going_on = before["fit"] if before else None
                 fitted = fit_with_progress(model, train, val, params, dtype, on_epoch, on_checkpoint, going_on)
-            except fit.Diverged as error:
+            except loop.Diverged as error:
                 saved.clear()
                 trial.end("diverged")
                 advice = f"lower train.lr (now {params.train.lr:g})"
@@ -102,7 +109,7 @@ def main() -> None:
             summary = summarize(fitted) | {"parameters": sum(p.numel() for p in model.parameters())}
             pace = {"seconds": seconds(), **mean_pace(fitted, rows), "peak_tflops": peak / 1e12}
             found = environment(device, dtype)
-            weights.save(ROOT / "models", model, description)
+            trained_model.save(ROOT / "models", model, description)
             write_metrics(summary, pace, rows, {**run.record, "environment": found})
             ended = "finished"
             if fitted.stopped_early:
@@ -130,13 +137,13 @@ def place(before: State) -> str:
     return f"goes on from {where}, saved {time.time() - before['saved']:.0f} s ago"
 
 
-def network(params: Params, stats: Stats) -> tuple[models.Classifier, weights.Description]:
+def network(params: Params, stats: Stats) -> tuple[classifier.Classifier, trained_model.Description]:
     """Make the network for this data, its weights random, and its description."""
     settings = params.model
     image_size = settings.image_size
-    if image_size is None and settings.weights == transfer.PRETRAINED:
-        image_size = transfer.pretrained_size(settings.name)
-    description = weights.Description(
+    if image_size is None and settings.weights == pretrained.PRETRAINED:
+        image_size = pretrained.pretrained_size(settings.name)
+    description = trained_model.Description(
         name=settings.name,
         options=getattr(settings, settings.family).model_dump(),
         classes=stats.classes,
@@ -146,7 +153,7 @@ def network(params: Params, stats: Stats) -> tuple[models.Classifier, weights.De
         image_size=image_size,
     )
     try:
-        model = weights.build(description)
+        model = trained_model.build(description)
     except ValueError as error:
         raise UserError(f"params.yaml: {error}") from None
     if params.train.optimizer == "muon" and not model.normalizes:
@@ -157,12 +164,12 @@ def network(params: Params, stats: Stats) -> tuple[models.Classifier, weights.De
     return model, description
 
 
-def check(model: models.Classifier, image: torch.Tensor, scale: float) -> None:
+def check(model: classifier.Classifier, image: torch.Tensor, scale: float) -> None:
     """Refuse images, shrunk to `scale`, that the network is too deep for or not made for."""
     try:
-        speed.training_flops(model, image)
+        flops.training_flops(model, image)
     except (RuntimeError, AssertionError) as error:  # a vision transformer asserts
-        if remedy(error):  # it is not the image
+        if resource_hint(error):  # it is not the image
             raise
         height, width = image.shape[1:3]
         raise UserError(
@@ -171,31 +178,31 @@ def check(model: models.Classifier, image: torch.Tensor, scale: float) -> None:
         ) from None
 
 
-def examples(split: Split, device: torch.device) -> Examples:
+def examples(split: Split, device: torch.device) -> ImageDataset:
     """Bring a split to the device: images as uint8, labels as int64."""
     images, labels = map(torch.from_numpy, (split.images, split.labels))  # on a CPU these are the arrays' memory
-    return Examples(images.to(device), labels.to(device, torch.int64))
+    return ImageDataset(images.to(device), labels.to(device, torch.int64))
 
 
 def fit_with_progress(
     model: torch.nn.Module,
-    train: Examples,
-    val: Examples,
+    train: ImageDataset,
+    val: ImageDataset,
     params: Params,
     dtype: torch.dtype,
-    on_epoch: Callable[[fit.Epoch], bool],
+    on_epoch: Callable[[loop.EpochMetrics], bool],
     on_checkpoint: Callable[[Callable[[], State]], None],
     state: State | None,
-) -> fit.Fitted:
+) -> loop.FitResult:
     """Call `fit.fit`, showing a bar and a line an epoch."""
     given = params.train.model_dump(exclude={"device", "precision", "deterministic", "checkpoint_seconds"})
-    settings = fit.Settings(seed=params.seed, dtype=dtype, freeze=params.model.freeze, **given)
+    settings = loop.TrainConfig(seed=params.seed, dtype=dtype, freeze=params.model.freeze, **given)
     # In per cent: images of an epoch at full size take longer than those of the first ones.
     form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
     behind = len(state["history"]) if state else 0
     with bar(total=100, unit="%", description="train", bar_format=form) as progress_bar:
 
-        def show(progress: fit.Progress) -> None:
+        def show(progress: loop.Progress) -> None:
             progress_bar.set_postfix_str(
                 f"epoch {progress.epoch}/{settings.epochs}, loss {progress.loss:.3f}, "
                 f"accuracy {progress.accuracy:.1%}, {progress.images_per_s:,.0f} images/s",
@@ -203,7 +210,7 @@ def fit_with_progress(
             )
             progress_bar.update(100 * progress.share - progress_bar.n)
 
-        def show_and_pass_on(epoch: fit.Epoch) -> bool:
+        def show_and_pass_on(epoch: loop.EpochMetrics) -> bool:
             validated = ""
             if epoch.val_loss is not None:
                 validated = f"; val loss {epoch.val_loss:.4f}, accuracy {epoch.val_accuracy:.2%}"
@@ -214,10 +221,10 @@ def fit_with_progress(
             )
             return on_epoch(epoch)
 
-        return fit.fit(model, train, val, settings, show, show_and_pass_on, on_checkpoint, state)
+        return loop.fit(model, train, val, settings, show, show_and_pass_on, on_checkpoint, state)
 
 
-def summarize(fitted: fit.Fitted) -> dict[str, float]:
+def summarize(fitted: loop.FitResult) -> dict[str, float]:
     """What metrics/train.json says of the best epoch."""
     best = asdict(fitted.history[fitted.best_epoch - 1])
     names = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")
@@ -229,7 +236,7 @@ def summarize(fitted: fit.Fitted) -> dict[str, float]:
     }
 
 
-def mean_pace(fitted: fit.Fitted, rows: list[Row]) -> dict[str, float]:
+def mean_pace(fitted: loop.FitResult, rows: list[Row]) -> dict[str, float]:
     """What metrics/speed.json says of all epochs together, by the seconds that each trained."""
     trained = [epoch.images / epoch.images_per_s for epoch in fitted.history]
     shares = [row["share_of_peak"] or 0.0 for row in rows]
@@ -242,10 +249,10 @@ def mean_pace(fitted: fit.Fitted, rows: list[Row]) -> dict[str, float]:
 def write_metrics(summary: dict[str, float], pace: dict[str, float], rows: list[Row], run: dict[str, Any]) -> None:
     """Write metrics/: what is the same whenever the same is trained apart from what never is."""
     kept = [{name: value for name, value in row.items() if name not in PACE} for row in rows]
-    arrays.write_csv(ROOT / "metrics/history.csv", list(kept[0]), [list(row.values()) for row in kept])
-    arrays.write_json(ROOT / "metrics/train.json", summary)
-    arrays.write_json(ROOT / "metrics/speed.json", pace)
-    arrays.write_json(ROOT / "metrics/run.json", run)
+    tables.write_csv(ROOT / "metrics/history.csv", list(kept[0]), [list(row.values()) for row in kept])
+    tables.write_json(ROOT / "metrics/train.json", summary)
+    tables.write_json(ROOT / "metrics/speed.json", pace)
+    tables.write_json(ROOT / "metrics/run.json", run)
 
 
 def headlines(summary: dict[str, float], pace: dict[str, float]) -> dict[str, float]:

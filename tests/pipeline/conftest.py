@@ -1,6 +1,7 @@
 """The clones that the tests of the pipeline run in."""
 
 import pytest
+
 from project import Project, clone
 
 

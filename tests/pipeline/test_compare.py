@@ -6,6 +6,7 @@ import statistics
 from pathlib import Path
 
 import pytest
+
 from project import Project, clone
 
 FOLDS = ["-S", "preprocess.folds=2", "-S", "preprocess.fold=range(2)"]
@@ -25,7 +26,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 
 def compare(project: Project, *arguments: str, status: int = 0) -> list[str]:
-    return project.run("python", "stages/compare.py", *arguments, status=status).splitlines()
+    return project.run("python", "tools/compare.py", *arguments, status=status).splitlines()
 
 
 def recorded(project: Project, file: str, metric: str) -> list[float]:

@@ -4,9 +4,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
+
 from browser import chromium, opened
 from official_formats import CIFAR100_CLASSES, make_set, write_cifar100_archive, write_cifar100_checksums
-from PIL import Image
 from project import Project, clone
 
 ODD = [
@@ -97,7 +98,7 @@ def test_cifar_100(tmp_path: Path) -> None:
     project = clone(tmp_path)
     data = make_set(n_train=1000, n_test=200, classes=100)
     write_cifar100_archive(tmp_path / "cifar-100-python.tar.gz", data)
-    write_cifar100_checksums(project.root / "stages/vision/cifar100.md5", data)
+    write_cifar100_checksums(project.root / "stages/vision/datasets/cifar100.md5", data)
     run(project, download__dataset="cifar100", download__source=str(tmp_path / "cifar-100-python.tar.gz"))
     assert project.json("models/model.json")["classes"] == list(CIFAR100_CLASSES)
     test = project.json("metrics/test.json")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from disks import filled, small_disk
 from project import Project, clone
 

@@ -9,6 +9,7 @@ import numpy as np
 import psutil
 import pytest
 from mlflow import MlflowClient
+
 from official_formats import binary_files, make_set
 from project import clone
 
@@ -43,7 +44,7 @@ def test_memory_does_not_grow_over_200_epochs(tmp_path: Path) -> None:
 @pytest.mark.timeout(3600)
 def test_500_000_images_flow_through_all_stages_in_the_memory_stated(tmp_path: Path) -> None:
     project = clone(tmp_path)
-    write_large_set(tmp_path / "cifar-10-batches-bin", project.root / "stages/vision/cifar10.md5", times=100)
+    write_large_set(tmp_path / "cifar-10-batches-bin", project.root / "stages/vision/datasets/cifar10.md5", times=100)
     project.set(
         download={"source": str(tmp_path / "cifar-10-batches-bin")},
         train={"epochs": 1, "batch_size": 500},

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
+
 from project import Project, clone
 from servers import MlflowServer, mlflow_server
 

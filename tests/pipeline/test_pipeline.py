@@ -11,11 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import recomputed
 import torch
 import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Run
+
+import recomputed
 from project import REPOSITORY, Project
 
 

@@ -17,6 +17,7 @@ import torch
 import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Run
+
 from project import REPOSITORY, Project
 from servers import mlflow_server
 

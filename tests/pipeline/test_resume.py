@@ -10,6 +10,7 @@ from subprocess import Popen
 import psutil
 import pytest
 from mlflow import MlflowClient
+
 from project import Project, clone
 
 EPOCHS = 24

@@ -13,6 +13,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from optuna.trial import FrozenTrial, TrialState
+
 from project import Project, clone
 
 SEARCH: dict[str, object] = {
@@ -40,7 +41,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Project:
     project.set(search=SEARCH)
     project.commit("what to search")
     project.run("dvc", "repro", "preprocess")
-    search = project.start("python", "stages/search.py")
+    search = project.start("python", "tools/search.py")
     deadline = time.monotonic() + 200
     second = project.root / ".dvc/tmp/search/rates-1.log"
     while not (second.exists() and any(trial.intermediate_values for trial in trials(project))):
@@ -56,7 +57,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Project:
 def searched(killed: Project) -> Project:
     """The same, started again, with one trial at a time, and now at its end."""
     killed.set(search={"jobs": 1})
-    output = killed.run("python", "stages/search.py")
+    output = killed.run("python", "tools/search.py")
     (killed.root / "printed").write_text(output)
     return killed
 
@@ -120,21 +121,21 @@ def test_the_search_says_what_was_best(searched: Project, runs: dict[str, Run]) 
 
 
 def test_a_search_that_is_over_has_nothing_to_do(searched: Project) -> None:
-    output = searched.run("python", "stages/search.py")
+    output = searched.run("python", "tools/search.py")
     assert "the best of 3 trials" in output
     assert len(trials(searched)) == 5
 
 
 def test_other_parameters_are_another_study(searched: Project) -> None:
     searched.set(train={"epochs": 2})
-    output = searched.run("python", "stages/search.py", status=1)
+    output = searched.run("python", "tools/search.py", status=1)
     assert "search.study: rates was begun with other parameters (train.epochs)" in output
     searched.set(train={"epochs": 3})
 
 
 def test_names_of_experiments_are_not_taken_twice(searched: Project) -> None:
     (searched.root / "optuna.db").rename(searched.root / "old.db")
-    output = searched.run("python", "stages/search.py", status=1)
+    output = searched.run("python", "tools/search.py", status=1)
     (searched.root / "old.db").rename(searched.root / "optuna.db")
     assert "search.study: there are experiments of that name already" in output
     assert "`dvc exp remove rates-" in output
@@ -142,15 +143,15 @@ def test_names_of_experiments_are_not_taken_twice(searched: Project) -> None:
 
 
 def test_two_searches_at_once_are_refused(searched: Project) -> None:
-    with (searched.root / "stages/search.py").open() as script:
+    with (searched.root / "tools/search.py").open() as script:
         fcntl.flock(script, fcntl.LOCK_EX)
-        output = searched.run("python", "stages/search.py", status=1)
-    assert output == "search: another process runs stages/search.py in this checkout; wait until it ends\n"
+        output = searched.run("python", "tools/search.py", status=1)
+    assert output == "search: another process runs tools/search.py in this checkout; wait until it ends\n"
 
 
 def test_ctrl_c_ends_the_trials_too(searched: Project) -> None:
     searched.set(search={"trials": 4})
-    search = searched.start("python", "stages/search.py")
+    search = searched.start("python", "tools/search.py")
     log = searched.root / ".dvc/tmp/search/rates-5.log"
     deadline = time.monotonic() + 100
     while not (log.exists() and "stages/train.py" in log.read_text()):

@@ -17,6 +17,7 @@ import mlflow
 import pytest
 from mlflow import MlflowClient
 from moto.server import ThreadedMotoServer
+
 from project import Project, clone
 from servers import free_port, mlflow_server, wait_until
 

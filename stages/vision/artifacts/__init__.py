@@ -1,0 +1,1 @@
+"""The trained model, pretrained weights and checkpoints on disk."""

@@ -1,0 +1,1 @@
+"""Training and inference in PyTorch. Imports torch and the standard library alone."""

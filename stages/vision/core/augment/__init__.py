@@ -1,0 +1,1 @@
+"""Augmentation of training batches on the device: one file for each method."""

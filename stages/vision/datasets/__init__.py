@@ -1,0 +1,1 @@
+"""CIFAR archives and image folders: download, verify, decode and split."""

@@ -1,0 +1,1 @@
+"""How a stage starts, ends and fails; paths, parameters and progress."""

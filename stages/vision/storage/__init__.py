@@ -1,0 +1,1 @@
+"""Files between the stages: image arrays, tables, atomic writes and locks."""

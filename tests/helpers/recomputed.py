@@ -1,0 +1,317 @@
+"""Every figure of metrics/, computed anew out of data/, models/ and params.yaml by other code than the project's.
+
+That is NumPy and scikit-learn on the predictions, the labels and the state dict, and the default network written out as
+its formulas, in float64.
+"""
+
+import csv
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import sklearn.metrics
+import torch
+import torch.nn.functional as F
+import yaml
+from torch import Tensor
+
+Figure = bool | int | float
+Figures = dict[str, Figure]
+"""By file, row and column, or by file and keys: `per_class.csv: cat: recall`, `train.json: val_loss`."""
+
+OF_THE_MACHINE = {"seconds", "images_per_s", "share_of_peak", "peak_tflops", "threads", "cores"}
+"""Times and the like, by their last key: nothing in data/ or models/ says what they should be."""
+OF_PASSING_WEIGHTS = {"train_loss", "train_accuracy", "val_loss", "val_accuracy"}
+"""Figures of weights that are gone, in history.csv; tests/vision/test_fit.py holds them against a loop over images.
+
+Those of the epoch that was kept are checked here too.
+"""
+
+
+def mistakes(found: Mapping[str, Figure], expected: Mapping[str, Any]) -> list[str]:
+    """The names of the figures that are not what they should be, that are not there, or that nobody checks."""
+    checked = {name for name in found if name.rpartition(" ")[2] not in OF_THE_MACHINE}
+    return sorted(
+        [name for name in checked & expected.keys() if expected[name] != found[name]]
+        + [f"{name}: nobody checks it" for name in checked - expected.keys()]
+        + [f"{name}: is not there" for name in expected.keys() - found.keys()]
+    )
+
+
+def found(root: Path) -> Figures:
+    """Each number in the files of metrics/."""
+    figures: Figures = {}
+    for path in sorted((root / "metrics").iterdir()):
+        if path.suffix == ".json":
+            figures |= _leaves(json.loads(path.read_text()), f"{path.name}:")
+        else:
+            for number, row in enumerate(_table(path)):
+                named = list(row.items())
+                # The first column says which row it is, by a name where it has one.
+                title = named[0][1] if path.stem in ("confusion_matrix", "per_class") else str(number)
+                cells = named[1:] if title == named[0][1] else named
+                figures |= {f"{path.name}: {title}: {column}": float(cell) for column, cell in cells if cell}
+    return figures
+
+
+def _leaves(document: Any, prefix: str) -> Figures:
+    if isinstance(document, dict):
+        return {name: leaf for key, part in document.items() for name, leaf in _leaves(part, f"{prefix} {key}").items()}
+    return {prefix: document} if isinstance(document, bool | int | float) else {}
+
+
+def _table(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def expected(root: Path) -> dict[str, Any]:
+    """What each figure has to be, or to be nearly; of a checkout with data of arrays and the default network."""
+    params = yaml.safe_load((root / "params.yaml").read_text())
+    history = _table(root / "metrics/history.csv")
+    precision = json.loads((root / "metrics/run.json").read_text())["environment"]["precision"]
+    network = Network(root / "models", near={"fp32": 1e-3, "bf16": 0.15}[precision])
+    return {
+        **_dataset(root),
+        **_test(root, network, params["evaluate"]),
+        **_history(history, params["train"], _count(root, "train")),
+        **_train(root, network, params["train"], history),
+    }
+
+
+def _labels(root: Path, split: str, stage: str = "processed") -> np.ndarray:
+    return np.load(root / f"data/{stage}/{split}_labels.npy")
+
+
+def _count(root: Path, split: str) -> int:
+    return len(_labels(root, split))
+
+
+def _dataset(root: Path) -> dict[str, Any]:
+    classes = json.loads((root / "data/raw/classes.json").read_text())
+    labels = {split: _labels(root, split) for split in ("train", "val", "test")}
+    raw = {split: _labels(root, split, "raw") for split in ("train", "test")}
+    assert np.array_equal(np.sort(np.r_[labels["train"], labels["val"]]), np.sort(raw["train"]))
+    assert np.array_equal(labels["test"], raw["test"])
+    sizes = {f"dataset.json: {split}": len(found) for split, found in labels.items()}
+    by_class = {
+        f"dataset.json: by_class {name} {split}": int((found == number).sum())
+        for number, name in enumerate(classes)
+        for split, found in labels.items()
+    }
+    return {"dataset.json: classes": len(classes), **sizes, **by_class}
+
+
+def _test(root: Path, network: "Network", evaluate: dict[str, Any]) -> dict[str, Any]:
+    """Of test.json and the tables beside it, by the stored predictions, which are held against the network's."""
+    rows = _table(root / "data/predictions/test.csv")
+    classes = [name[2:] for name in rows[0] if name.startswith("p_")]
+    actual = _labels(root, "test").astype(int)
+    assert [classes[label] for label in actual] == [row["actual"] for row in rows]
+    chances = np.array([[np.float32(row[f"p_{name}"]) for name in classes] for row in rows]).astype(np.float64)
+    images = np.load(root / "data/processed/test_images.npy")
+    one_view = network.logits(images)
+    network.agrees(chances, one_view, network.predict_tta(images), evaluate["unsure"])
+
+    guessed, surest = chances.argmax(1), chances.max(1)
+    assert [classes[label] for label in guessed] == [row["predicted"] for row in rows]
+    hits = guessed == actual
+    own = chances[np.arange(len(actual)), actual][:, None]
+    among_five = ((chances > own).sum(1) < 5).mean(), ((chances >= own).sum(1) <= 5).mean()  # by how ties are taken
+    counts = np.zeros((len(classes), len(classes)), int)
+    for row, column in zip(actual, guessed, strict=True):
+        counts[row, column] += 1
+    assert np.array_equal(counts.sum(1), np.bincount(actual, minlength=len(classes)))
+    right, predicted, of_class = counts.diagonal(), counts.sum(0), counts.sum(1)
+    precision, recall = right / np.maximum(predicted, 1), right / np.maximum(of_class, 1)
+    f1 = 2 * right / np.maximum(predicted + of_class, 1)
+
+    bins: list[dict[str, float]] = []
+    columns = ("confidence_from", "confidence_to", "images", "confidence", "accuracy")
+    for low in range(15):
+        inside = (surest > low / 15) & (surest <= (low + 1) / 15)
+        if inside.any():
+            numbers = (low / 15, (low + 1) / 15, inside.sum(), surest[inside].mean(), hits[inside].mean())
+            bins.append(dict(zip(columns, numbers, strict=True)))
+    gaps = [one["images"] * abs(one["confidence"] - one["accuracy"]) for one in bins]
+    summary = {
+        "accuracy": hits.mean(),
+        "cross_entropy": sklearn.metrics.log_loss(actual, chances / chances.sum(1, keepdims=True)),
+        "precision_macro": precision.mean(),
+        "recall_macro": sklearn.metrics.balanced_accuracy_score(actual, guessed),
+        "f1_macro": f1.mean(),
+        "calibration_error": sum(gaps) / len(actual),
+    }
+    return {
+        **{f"test.json: {name}": pytest.approx(value, rel=1e-6) for name, value in summary.items()},
+        "test.json: top5_accuracy": pytest.approx(np.mean(among_five), abs=np.ptp(among_five) / 2 + 1e-9),
+        "test.json: accuracy_one_view": network.accuracy(one_view, actual),
+        **{
+            f"confusion_matrix.csv: {one}: {other}": counts[i, j]
+            for i, one in enumerate(classes)
+            for j, other in enumerate(classes)
+        },
+        **{
+            f"per_class.csv: {name}: {score}": pytest.approx(values[number])
+            for score, values in {"precision": precision, "recall": recall, "f1": f1, "images": of_class}.items()
+            for number, name in enumerate(classes)
+        },
+        **{
+            f"calibration.csv: {number}: {column}": pytest.approx(value)
+            for number, row in enumerate(bins)
+            for column, value in row.items()
+        },
+    }
+
+
+def _history(history: list[dict[str, str]], train: dict[str, Any], images: int) -> dict[str, Any]:
+    """What the parameters alone say of each epoch, and of the figures of weights that are gone what they must be."""
+    epochs, size = train["epochs"], train["batch_size"]
+    plan = []
+    for epoch in range(1, epochs + 1):
+        scale, share = (
+            values[-(-epoch * len(values) // epochs) - 1] for values in (train["image_scales"], train["image_shares"])
+        )
+        shown = images if epoch == 1 else max(size, round(share * images))
+        plan.append((scale, shown // size * size))
+    steps = [shown // size for _, shown in plan]
+    rates = list(_linear(train["lr"], sum(steps), train["warmup"])) if train["schedule"] == "linear" else []
+    expected: dict[str, Any] = {}
+    for number, row in enumerate(history):
+        scale, shown = plan[number]
+        first = sum(steps[:number])
+        known = {
+            "epoch": number + 1,
+            "lr": pytest.approx(max(rates[first : first + steps[number]])),
+            "image_scale": scale,
+            "images": shown,
+            **{name: Plausible(name, shown) for name in OF_PASSING_WEIGHTS if row[name]},
+        }
+        expected |= {f"history.csv: {number}: {name}": value for name, value in known.items()}
+    return expected
+
+
+class Plausible:
+    """Equal to any figure that there may be: an accuracy of so many images, or a loss that is a positive number."""
+
+    def __init__(self, name: str, images: int) -> None:
+        self.images = images if name == "train_accuracy" else None
+        self.most = 1.0 if name.endswith("accuracy") else np.inf
+
+    def __eq__(self, figure: object) -> bool:
+        assert isinstance(figure, float)
+        hits = figure * (self.images or 0)
+        return 0 <= figure <= self.most and np.isfinite(figure) and abs(hits - round(hits)) < 1e-6
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def _linear(peak: float, steps: int, warmup: float) -> Iterator[float]:
+    """The learning rate of each step: it rises in equal steps, then falls so that it would be 0 after the last one."""
+    rising = min(round(warmup * steps), steps - 1)
+    for step in range(steps):
+        if step < rising:
+            yield peak * (1 + step) / (rising + 1)
+        else:
+            yield peak * (1 - (step - rising) / (steps - rising))
+
+
+def _train(root: Path, network: "Network", train: dict[str, Any], history: list[dict[str, str]]) -> dict[str, Any]:
+    """Of train.json, and of the epoch in history.csv that was kept: the network has its weights."""
+    losses = [float(row["val_loss"]) for row in history]
+    best = losses.index(min(losses))
+    assert train["keep"] == "val_loss"
+    labels = _labels(root, "val").astype(int)
+    logits = network.logits(np.load(root / "data/processed/val_images.npy"))
+    validated = {
+        "val_loss": pytest.approx(sklearn.metrics.log_loss(labels, _softmax(logits)), rel=network.near),
+        "val_accuracy": network.accuracy(logits, labels),
+    }
+    told = {f"train.json: {name}": pytest.approx(float(history[best][name]), rel=1e-12) for name in OF_PASSING_WEIGHTS}
+    return {
+        **told,
+        **{f"history.csv: {best}: {name}": value for name, value in validated.items()},
+        "train.json: best_epoch": best + 1,
+        "train.json: epochs": len(history),
+        "train.json: stopped_early": len(history) < train["epochs"],
+        "train.json: parameters": network.parameters,
+    }
+
+
+class Network:
+    """The default network as formulas, in float64, with the weights on disk.
+
+    `near` is what rounding to a lower precision may do: to a logit, and to the mean loss as a share of it.
+    """
+
+    def __init__(self, folder: Path, near: float) -> None:
+        self.near = near
+        self.description = json.loads((folder / "model.json").read_text())
+        state = torch.load(folder / "model.pt", weights_only=True)
+        learned = ("weight", "bias")
+        self.parameters = sum(value.numel() for name, value in state.items() if name.endswith(learned))
+        self.state = {name.removeprefix("network."): value.double() for name, value in state.items()}
+
+    def logits(self, images: np.ndarray) -> np.ndarray:
+        """Logits [N, classes] of images uint8 [N, H, W, 3]."""
+        return np.concatenate([self._of(part) for part in np.array_split(images, -(-len(images) // 500))])
+
+    def _of(self, images: np.ndarray) -> np.ndarray:
+        normalized = (images / 255 - self.description["mean"]) / self.description["std"]
+        pixels = torch.from_numpy(normalized).permute(0, 3, 1, 2)
+        return convnet(pixels, self.state, training=False, **self.description["options"]).numpy()
+
+    def predict_tta(self, images: np.ndarray) -> np.ndarray:
+        """Averages over six views: the image, its mirror image, and at half the weight both shifted either way."""
+        padded = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="reflect")
+        height, width = images.shape[1:3]
+        total = np.zeros((len(images), len(self.description["classes"])))
+        for pixels, weight in ((0, 2), (-1, 1), (1, 1)):
+            view = padded[:, 1 - pixels : 1 - pixels + height, 1 - pixels : 1 - pixels + width]
+            total += weight / 8 * (self.logits(view) + self.logits(view[:, :, ::-1].copy()))
+        return total
+
+    def agrees(self, chances: np.ndarray, one_view: np.ndarray, predict_tta: np.ndarray, unsure: float) -> None:
+        """Hold the stored probabilities against the network's: so many of the least sure images have averaged ones."""
+        sure = _softmax(one_view).max(1)
+        limit = np.sort(sure)[round(unsure * len(sure))]
+        from_one, from_all = (np.abs(chances - _softmax(logits)).max(1) for logits in (one_view, predict_tta))
+        clearly = np.abs(sure - limit) > self.near
+        off = np.where(clearly, np.where(sure < limit, from_all, from_one), np.minimum(from_one, from_all))
+        assert off.max() < self.near
+        assert np.median(off) < self.near / 10
+
+    def accuracy(self, logits: np.ndarray, labels: np.ndarray) -> Any:
+        """What share is right, or nearly that where rounding may decide for another class."""
+        first, second = np.sort(logits, axis=1)[:, :-3:-1].T
+        doubtful = (first - second < 2 * self.near).mean()
+        return pytest.approx((logits.argmax(1) == labels).mean(), abs=doubtful + 1e-9)
+
+
+def convnet(pixels: Tensor, state: Mapping[str, Tensor], widths: list[int], depth: int, training: bool) -> Tensor:
+    """Logits [N, classes] of normalised pixels [N, 3, H, W]; in training batches are normalised by themselves."""
+    features = F.conv2d(pixels, state["first.weight"])
+    features = features * features.sigmoid()
+    for block in range(len(widths)):
+        for place in range(depth):
+            features = F.conv2d(features, state[f"blocks.{block}.convs.{place}.weight"], padding=1)
+            if place == 0:
+                features = F.max_pool2d(features, 2)
+            mean, variance, scale, shift = (
+                state[f"blocks.{block}.norms.{place}.{part}"][:, None, None]
+                for part in ("running_mean", "running_var", "weight", "bias")
+            )
+            if training:
+                mean = features.mean((0, 2, 3), keepdim=True)
+                variance = ((features - mean) ** 2).mean((0, 2, 3), keepdim=True)
+            features = (features - mean) / (variance + 1e-5).sqrt() * scale + shift
+            features = features * features.sigmoid()
+    return features.amax((2, 3)) @ state["last.weight"].T
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    powers = np.exp(logits - logits.max(1, keepdims=True))
+    return powers / powers.sum(1, keepdims=True)

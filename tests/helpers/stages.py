@@ -1,0 +1,192 @@
+"""The real stages as processes, without waiting for their imports each time: a process that has them forks itself.
+
+    with in_small_checkout(tmp_path, make_set()) as stages:
+        done = stages.run("train")
+        print(done.status, done.output, done.errors)
+
+A fork has a memory and a standard output and error of its own, runs the script as `python stages/train.py` in the
+checkout would, and ends; what it does it does on the checkout's files.
+"""
+
+import json
+import os
+import select
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+
+from official_formats import OfficialSet, write_binary_archive, write_checksums
+from vision.pipeline.paths import ROOT
+
+_FORKING = """
+import gc, importlib, json, os, runpy, sys, traceback
+scratch, *modules = sys.argv[1:]
+sys.path.insert(0, "stages")
+for module in modules:
+    importlib.import_module(module)
+
+def run(script):
+    for number, name in ((1, "output"), (2, "errors")):
+        os.dup2(os.open(os.path.join(scratch, name), os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    sys.argv[:] = [script]
+    status = 0
+    try:
+        runpy.run_path(script, run_name="__main__")
+    except SystemExit as end:
+        status = end.code
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    sys.stdout.flush()
+    os._exit(status)
+
+gc.collect()
+gc.freeze()  # else each fork would copy all pages when it looks for garbage
+print("ready", flush=True)
+for line in sys.stdin:
+    pid = os.fork()
+    if pid == 0:
+        run(json.loads(line))
+    print(pid, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+"""
+_TOGETHER = (("download", "preprocess", "report"), ("train", "evaluate", "torchvision.models"))
+"""What is imported by one process: to fork a small one is several times faster."""
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a stage ended: negative where a signal killed it."""
+
+    status: int
+    output: str
+    errors: str
+
+
+class Stages:
+    """The stages of a checkout; of its code as it is when the block begins."""
+
+    def __init__(self, checkout: Path, scratch: Path) -> None:
+        """Run the stages of `checkout`; `scratch` is a folder for what they print."""
+        self.checkout, self.scratch = checkout, scratch
+
+    def __enter__(self) -> Self:
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("DVC_", "MLFLOW_"))}
+        quiet = {"TQDM_DISABLE": "1", "PYTHONDONTWRITEBYTECODE": "1", "XDG_CACHE_HOME": str(self.scratch)}
+        self.processes = [
+            subprocess.Popen(
+                [sys.executable, "-c", _FORKING, str(self.scratch), *modules],
+                cwd=self.checkout,
+                env=inherited | quiet,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                bufsize=0,
+            )
+            for modules in _TOGETHER
+        ]
+        for process in self.processes:
+            assert _line(process) == "ready"
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self.processes:
+            process.kill()
+            process.wait()
+
+    def run(self, stage: str, seconds: float = 60) -> Done:
+        """Run a stage to its end; one that hangs is killed after so many seconds."""
+        process = next(self.processes[number] for number, modules in enumerate(_TOGETHER) if stage in modules)
+        assert process.stdin is not None
+        process.stdin.write(json.dumps(f"stages/{stage}.py").encode() + b"\n")
+        child = int(_line(process))
+        try:
+            status = int(_line(process, seconds))
+        except TimeoutError:
+            os.kill(child, signal.SIGKILL)
+            status = int(_line(process))
+        return Done(status, *((self.scratch / name).read_text(errors="replace") for name in ("output", "errors")))
+
+
+def _line(process: subprocess.Popen[bytes], seconds: float = 120) -> str:
+    """The next line that it prints."""
+    assert process.stdout is not None
+    if not select.select([process.stdout], [], [], seconds)[0]:
+        raise TimeoutError
+    return process.stdout.readline().decode().strip()
+
+
+@contextmanager
+def in_small_checkout(folder: Path, data: OfficialSet) -> Iterator[Stages]:
+    """The stages of a checkout in `folder`, small in every way, in which each has run once, without MLflow."""
+    root, scratch = folder / "checkout", folder / "scratch"
+    scratch.mkdir()
+    shutil.copytree(ROOT / "stages", root / "stages", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("params.yaml", "dvc.yaml"):
+        shutil.copy(ROOT / name, root)
+    write_binary_archive(root / "a.tar.gz", data)
+    write_checksums(root / "stages/vision/datasets/cifar10.md5", data)
+    small = {"device": "cpu", "precision": "fp32", "epochs": 1, "batch_size": 50, "image_scales": [1.0], "lr": 0.01}
+    change_params(
+        root,
+        download={"source": "a.tar.gz"},
+        model={"convnet": {"widths": [8, 16], "depth": 1}},
+        train=small,
+        tracking={"enabled": False},
+    )
+    with Stages(root, scratch) as stages:
+        for stage in ("download", "preprocess", "train", "evaluate", "report"):
+            done = stages.run(stage)
+            assert done.status == 0, done.errors
+        yield stages
+
+
+def change_params(root: Path, **sections: Any) -> None:
+    """Change params.yaml."""
+    document = yaml.safe_load((root / "params.yaml").read_text())
+    for section, values in sections.items():
+        document[section] = document[section] | values if isinstance(values, dict) else values
+    (root / "params.yaml").write_text(yaml.safe_dump(document, sort_keys=False))
+
+
+Tree = dict[str, tuple[int, ...]]
+
+
+def tree(root: Path) -> Tree:
+    """Everything in a folder, and what changes with a file whenever it is written to."""
+    found: Tree = {}
+    for where, folders, names in os.walk(root):
+        for name in folders + names:
+            status = Path(where, name).lstat()
+            written = () if stat.S_ISDIR(status.st_mode) else (status.st_size, status.st_mtime_ns, status.st_ino)
+            found[os.path.relpath(os.path.join(where, name), root)] = (status.st_mode, *written)
+    return found
+
+
+@dataclass
+class Kept:
+    """A folder that can be brought back to what it was."""
+
+    root: Path
+
+    def __post_init__(self) -> None:
+        self.tree = tree(self.root)
+        self.content = {name: (self.root / name).read_bytes() for name in self.tree if (self.root / name).is_file()}
+
+    def restore(self) -> None:
+        now = tree(self.root)
+        changed = {name for name in now.keys() | self.tree.keys() if now.get(name) != self.tree.get(name)}
+        for name in sorted(changed & now.keys(), reverse=True):  # what is in a folder before the folder
+            path = self.root / name
+            path.rmdir() if stat.S_ISDIR(now[name][0]) else path.unlink()
+        for name in sorted(changed & self.tree.keys()):
+            (self.root / name).write_bytes(self.content[name]) if name in self.content else (self.root / name).mkdir()
+        self.tree = tree(self.root)

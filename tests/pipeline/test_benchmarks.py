@@ -1,0 +1,306 @@
+"""The benchmark scripts run, on data so small that their figures mean nothing."""
+
+import itertools
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import notebooks
+import numpy as np
+import overhead
+import pytest
+import speed
+import torch
+import yaml
+
+from vision.pipeline.paths import ROOT
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """6,000 images to train on, whose class is their brightness, and 100 to test."""
+    for split, count in {"train": 6000, "test": 100}.items():
+        labels = np.arange(count, dtype=np.uint8) % 10
+        images = np.broadcast_to((labels * 25)[:, None, None, None], (count, 32, 32, 3))
+        np.save(tmp_path / f"{split}_images.npy", images)
+        np.save(tmp_path / f"{split}_labels.npy", labels)
+    return tmp_path
+
+
+TINY = "-S model.convnet.widths=[8,8] -S train.epochs=1\n-S train.batch_size=50\n-S train.image_scales=[0.25]\n"
+
+PEER = """
+import sys
+import torch
+import torch.nn.functional as F
+import torchvision.transforms as T
+
+open(sys.argv[0]).close()
+
+class CifarNet(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.whiten = torch.nn.Conv2d(3, 4, 2)
+        self.head = torch.nn.Linear(4, 10)
+        self.half()
+    def forward(self, x):
+        return self.head(self.whiten(x).mean((2, 3)))
+
+class Loader:
+    batch_size = 500
+    def __init__(self):
+        data = torch.load("cifar10/train.pt", map_location=torch.device("cuda"))
+        images = (data["images"].half() / 255).permute(0, 3, 1, 2)
+        self.images = T.Normalize(torch.tensor([0.5] * 3), torch.tensor([0.25] * 3))(images)
+        self.labels = data["labels"].cuda()
+
+@torch.compile
+def loss_of(model, images, labels):
+    return F.cross_entropy(model(images), labels)
+
+def print_training_details(variables, is_final_entry):
+    raise RuntimeError("replaced")
+
+def main(run, model):
+    train_loader, step = Loader(), 3
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    for _ in range(step):
+        loss_of(model, train_loader.images[:500], train_loader.labels[:500]).backward()
+    end.record()
+    torch.cuda.synchronize()
+    time_seconds = 1e-3 * start.elapsed_time(end)
+    val_acc, tta_val_acc = 0.25, 0.5
+    print_training_details(locals(), is_final_entry=True)
+
+if __name__ == "__main__":
+    raise RuntimeError("not run as a script")
+"""
+
+
+PEER_OF_TWO_NETS = """
+import torch
+import torch.nn.functional as F
+
+hyp = {"proxy": 4, "net": 8}
+
+def make_net(width):
+    layers = [torch.nn.Conv2d(3, width, 2), torch.nn.Flatten(), torch.nn.Linear(961 * width, 10)]
+    return torch.nn.Sequential(*layers).half().cuda()
+
+def print_training_details(variables, is_final_entry):
+    raise RuntimeError("replaced")
+
+def main(run, hyp, model_proxy, model_trainbias, model_freezebias):
+    data = torch.load('cifar10/train.pt', map_location='cuda')
+    images = (data["images"].half() / 255).permute(0, 3, 1, 2)
+    assert [model._orig_mod[0].bias.requires_grad for model in (model_proxy, model_trainbias, model_freezebias)] == [
+        False, True, False
+    ]
+    for current_steps in (1, 2):
+        chosen = model_proxy(images[:200])[:, 0].argsort()[-100:]
+        inputs, labels = images[:200][chosen], data["labels"][:200][chosen]
+        F.cross_entropy(model_trainbias(inputs), labels).backward()
+        val_acc, total_time_seconds = 0.125, 0.5
+        print_training_details(locals(), is_final_entry=False)
+    tta_val_acc = 0.375
+    print_training_details(locals(), is_final_entry=True)
+"""
+
+
+def rows(process: subprocess.CompletedProcess[str]) -> dict[str, list[str]]:
+    assert process.returncode == 0, process.stderr
+    cells = [line.strip("| ").split(" | ") for line in process.stdout.splitlines() if line.startswith("|")]
+    return {name: others for name, *others in cells}
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    recipe = tmp_path / "tiny"
+    recipe.write_text("-S preprocess.val_fraction=0.0\n" + TINY)
+    return recipe
+
+
+@pytest.mark.parametrize("validate", [[], ["--validate"]])
+def test_speed_prints_a_table_of_a_recipe(data: Path, tiny: Path, validate: list[str]) -> None:
+    arguments = ["--recipe", str(tiny), "--data", str(data), "--rounds", "1", "--repeats", "2", *validate]
+    predict_tta, one_view, runs, seconds, *_ = rows(run("benchmarks/speed.py", *arguments))["tiny"]
+    assert all(re.fullmatch(r"\d+\.\d\d% ± \d+\.\d\d", cell) for cell in (predict_tta, one_view))
+    assert runs == "2"
+    assert float(seconds) > 0
+
+
+def test_peers_scripts_run_on_a_cpu_beside_ours(data: Path, tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "airbench94_muon.py").write_text(PEER)
+    (tmp_path / "airbench96_faster.py").write_text(PEER_OF_TWO_NETS)
+    tiny.write_text(tiny.read_text() + "-S train.device=cpu")
+    arguments = ["--recipe", str(tiny), "--data", str(data), "--rounds", "2"]
+    process = run("benchmarks/speed.py", *arguments, "--airbench", str(tmp_path), "--airbench96", str(tmp_path))
+    predict_tta, one_view, runs, *_ = rows(process)["airbench"]
+    assert (predict_tta, one_view, runs) == ("50.00% ± 0.00", "25.00% ± 0.00", "2")
+    predict_tta, one_view, runs, seconds, _, _, images_per_s, _ = rows(process)["airbench96"]
+    assert (predict_tta, one_view, runs) == ("37.50% ± 0.00", "12.50% ± 0.00", "2")
+    assert (seconds, images_per_s) == ("0.50", "400"), "two steps of the hundred images that were chosen"
+    assert re.search(r"tiny takes \d+\.\d+ of the time of airbench \(.*, n = 2\)", process.stdout)
+
+
+def test_what_would_not_be_a_fair_run_is_refused_in_a_line_each(tmp_path: Path) -> None:
+    arguments = ["--data", str(tmp_path), "--airbench", str(tmp_path), "--validate", "--rounds", "0"]
+    lines = run("benchmarks/speed.py", *arguments).stderr.splitlines()
+    assert f"speed.py: {tmp_path}/train_images.npy is not there" in lines
+    assert f"speed.py: {tmp_path}/airbench94_muon.py is not there" in lines
+    assert "speed.py: --rounds and --repeats must be at least 1" in lines
+    assert "speed.py: --validate: the peers train on all images and are scored on the test split" in lines
+    assert all(line.startswith("speed.py: ") for line in lines)
+    (tmp_path / "empty").touch()
+    lines = run("benchmarks/speed.py", "--data", str(tmp_path), "--recipe", str(tmp_path / "empty")).stderr.splitlines()
+    assert "speed.py: the recipe holds images out: use --validate, or preprocess.val_fraction=0.0" in lines
+
+
+@pytest.mark.parametrize(
+    ("recipe", "says"),
+    [
+        ("-S train.wat=1", "params.yaml has no train.wat"),
+        ("-S train.lr", "expected `-S section.key=value`, not `-S train.lr`"),
+        ("train.lr=1", "expected `-S section.key=value`, not `train.lr=1 `"),
+    ],
+)
+def test_a_recipe_that_dvc_would_not_take_is_refused(tmp_path: Path, recipe: str, says: str) -> None:
+    (tmp_path / "recipe").write_text(recipe)
+    with pytest.raises(ValueError, match=re.escape(says)):
+        speed.settings(ROOT / "params.yaml", tmp_path / "recipe")
+
+
+def test_params_are_read_without_a_yaml_library_as_with_one(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe"
+    recipe.touch()
+    document = yaml.safe_load((ROOT / "params.yaml").read_text())
+    document["search"]["space"] = {}  # a list of sections, which no training needs
+    assert speed.settings(ROOT / "params.yaml", recipe) == document
+    recipe.write_text("-S train.lr=0.5 -S model.convnet.widths=[1,2]\n-S seed=3\n-S train.flip=none\n")
+    changed = speed.settings(ROOT / "params.yaml", recipe)
+    assert (changed["train"]["lr"], changed["model"]["convnet"]["widths"], changed["seed"]) == (0.5, [1, 2], 3)
+    assert changed["train"]["flip"] == "none"
+    (tmp_path / "params.yaml").write_text("train:\n  image_scales:\n  - 1.0\n")
+    with pytest.raises(ValueError, match="line 3: expected `key: value`"):
+        speed.settings(tmp_path / "params.yaml", recipe)
+
+
+def test_step_prints_its_tables() -> None:
+    process = run("benchmarks/step.py", "--rounds", "1", "--steps", "1", "--batch-size", "8")
+    assert process.returncode == 0, process.stderr
+    assert "kept / returned: median" in process.stdout
+    assert "convolution" in process.stdout
+
+
+def test_convolution_prints_a_row_for_every_map_and_network() -> None:
+    _, _, *found = rows(run("benchmarks/convolution.py", "--rounds", "1", "--images", "32")).items()
+    assert [name for name, _ in found[:2]] == ["128 channels, 2x2", "128 channels, 3x3"]
+    assert [name for name, _ in found[-3:]] == ["resnet18, 20x20", "resnet18, 26x26", "resnet18, 32x32"]
+    for _, (alone, together, ratio, _) in found:
+        assert float(together) / float(alone) == pytest.approx(float(ratio), rel=0.1, abs=0.05)
+
+
+def test_notebooks_prints_a_row_a_recipe_with_both_ways(data: Path) -> None:
+    process = run("benchmarks/notebooks.py", "two_conv", "--data", str(data), "--epochs", "1", "--target", "0.05")
+    (row,) = [cells for name, cells in rows(process).items() if name.startswith("`two_conv`, 1 epochs")]
+    *accuracies, _, _, theirs, ours, ratio, to_the_same = row
+    assert all(float(cell.rstrip("%")) > 30 for cell in accuracies), "brightness tells the classes apart"
+    assert theirs != "never"
+    assert ours != "never"
+    assert float(ratio) > 0
+    assert to_the_same in (ratio, "never"), "there is one epoch"
+
+
+@pytest.mark.parametrize("name", notebooks.NOTEBOOKS)
+def test_the_authors_network_is_the_recipes(name: str) -> None:
+    given = speed.settings(ROOT / "params.yaml", ROOT / "recipes" / name)
+    ours = speed.network(given, notebooks.HALF, notebooks.HALF).eval()
+    theirs = notebooks.authors_network(given["model"]["plain"]).eval()
+    # A bias before batch normalisation, which ours leaves out, changes nothing.
+    with torch.no_grad():
+        for convolution, normalisation in itertools.pairwise(theirs):
+            if isinstance(normalisation, torch.nn.BatchNorm2d):
+                convolution.register_parameter("bias", None)
+    values = ours.network.state_dict().values()
+    theirs.load_state_dict(dict(zip(theirs.state_dict(), values, strict=True)))
+    images = torch.randint(0, 256, (4, 32, 32, 3), dtype=torch.uint8)
+    assert torch.allclose(ours(images), theirs(ours.normalized(images)), atol=1e-5)
+
+
+def test_notebooks_says_what_is_missing(tmp_path: Path) -> None:
+    assert run("benchmarks/notebooks.py", "fast").stderr.startswith("notebooks.py: no notebook fast; there are ")
+    missing = run("benchmarks/notebooks.py", "--data", str(tmp_path)).stderr
+    assert missing.startswith(f"notebooks.py: {tmp_path}/train_images.npy is not there; ")
+
+
+def test_notebooks_says_that_dvc_wrote_params_anew(data: Path, tmp_path: Path) -> None:
+    for folder in ("benchmarks", "stages", "recipes"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
+    written = yaml.safe_load((ROOT / "params.yaml").read_text())
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(written, sort_keys=False))
+    process = run(str(tmp_path / "benchmarks/notebooks.py"), "--data", str(data))
+    assert process.returncode == 1
+    assert re.fullmatch(
+        r"notebooks.py: \S+/params.yaml: line \d+: .* \(`git checkout params.yaml`\?\)\n", process.stderr
+    )
+
+
+def test_augment_prints_a_row_for_every_kind() -> None:
+    _, _, *kinds = rows(run("benchmarks/augment.py", "--rounds", "1", "--images", "24", "--batch-size", "8")).items()
+    names = ["flip", "shift", "rotation", "color_jitter", "cutout", "mixup", "cutmix", "everything"]
+    assert [name for name, _ in kinds] == names
+    for _, (theirs, ours, ratio, spread, *_) in kinds:
+        assert all(float(cell.replace(",", "")) > 0 for cell in (theirs, ours))
+        assert spread == f"{ratio}, {ratio}"
+
+
+def test_each_moment_goes_to_the_innermost_cause() -> None:
+    started = time.perf_counter()
+    clock = overhead.Clock()
+    with clock.during("outer"):
+        clock.around(time.sleep, "inner")(0.2)
+        time.sleep(0.1)
+    clock.switch("end")
+    start = clock.spent.pop(overhead.START)
+    assert start.wall == start.cpu > 0
+    assert set(clock.spent) == {overhead.WORK, "outer", "inner"}
+    assert clock.spent["inner"].wall >= 0.2
+    assert clock.spent["outer"].wall >= 0.1
+    assert clock.spent["inner"].cpu < 0.1, "sleeping takes no time of the CPU"
+    assert sum(cost.wall for cost in clock.spent.values()) <= time.perf_counter() - started
+
+
+STAGE = """
+import sys
+sys.path.insert(0, "stages")
+from vision import tracking
+from vision.params import load_params
+
+settings = load_params().tracking.model_copy(update={"enabled": False})
+with tracking.resumed_run(settings, {"mlflow": None, "tensorboard": None}) as run:
+    run.log_metrics({"test/accuracy": 0.5})
+"""
+
+
+def test_a_stage_under_the_clock_says_what_it_spent_its_time_on(tmp_path: Path) -> None:
+    (tmp_path / "brew.py").write_text(STAGE)
+    process = run("benchmarks/overhead.py", "--into", str(tmp_path), "--stage", str(tmp_path / "brew.py"))
+    assert process.returncode == 0, process.stderr
+    spent = json.loads((tmp_path / "brew.json").read_text())
+    assert set(spent) == {overhead.START, overhead.IMPORTS, overhead.WORK, overhead.M_RUN, overhead.M_LOG}
+    assert spent[overhead.IMPORTS][0] == max(seconds for seconds, _ in spent.values())
+
+
+def test_overhead_says_what_is_wrong(tmp_path: Path) -> None:
+    assert run("benchmarks/overhead.py", "--rounds", "0").stderr == "overhead.py: --rounds must be at least 1\n"
+    elsewhere = run("benchmarks/overhead.py", "--beside", str(tmp_path)).stderr
+    assert elsewhere == f"overhead.py: --beside {tmp_path}: no dvc.yaml there; name a checkout of this project\n"

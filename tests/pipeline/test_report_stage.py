@@ -1,0 +1,548 @@
+"""The report: what the files say stands on the page, for data of every shape, and a browser shows it."""
+
+import base64
+import csv
+import html
+import io
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from playwright.sync_api import Browser
+from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+
+from browser import chromium, opened
+from vision.pipeline.errors import UserError
+from vision.pipeline.params import load_params
+from vision.pipeline.paths import ROOT
+from vision.report import figures
+from vision.report.page import duration, heat, literal, render
+from vision.report.results import read_results
+from vision.storage import arrays, tables
+
+CIFAR = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+
+def make_project(
+    root: Path,
+    *,
+    classes: Sequence[str] = CIFAR,
+    shape: tuple[int, int, int] = (32, 32, 3),
+    test: int = 300,
+    epochs: int = 10,
+    val: int = 50,
+    right: float = 0.9,
+    mlflow: bool = True,
+    images: tuple[np.ndarray, np.ndarray] | None = None,
+) -> Path:
+    """A folder as the other stages leave it: the code, params.yaml, and files that agree with one another.
+
+    The predictions are random and `right` of them are right; `images` are test images and their labels, coloured
+    noise where there are none.
+    """
+    rng = np.random.default_rng(0)
+    root.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(ROOT / "stages", root / "stages", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "params.yaml", root)
+    total, labels = len(classes), np.arange(len(classes))
+    if images is None:
+        actual = rng.permutation(np.resize([0, *labels], test))  # classes of different sizes
+        tints = rng.integers(0, 200, (total, 1, 1, shape[2]))
+        pixels = (tints[actual] + rng.integers(0, 56, (test, *shape))).astype(np.uint8)
+    else:
+        pixels, actual = images
+        test = len(actual)
+
+    # A mistake is mostly made for a neighbour, so that some pairs are confused more often than others.
+    others = (actual + rng.choice([1, total - 1, total // 2 or 1], test, p=[0.6, 0.3, 0.1])) % total
+    predicted = np.where(rng.random(test) < right, actual, others)
+    logits = rng.normal(0, 1, (test, total))
+    logits[np.arange(test), predicted] = logits.max(axis=1) + rng.gamma(2, 1.5, test)
+    probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    confidence = probabilities.max(axis=1)
+    hits = predicted == actual
+
+    split = arrays.Split(pixels, actual.astype(np.uint8))
+    nothing = arrays.Split(pixels[:val], split.labels[:val])
+    stats = arrays.Stats(list(classes), list(shape), [0.5] * shape[2], [0.25] * shape[2], "0" * 64)
+    arrays.write_processed(root / "data" / "processed", {"train": split, "val": nothing, "test": split}, stats)
+    figures.sample_grid(pixels, split.labels, classes, 10).savefig(root / "data" / "samples.png")
+    tables.write_csv(
+        root / "data" / "predictions" / "test.csv",
+        ["image", "actual", "predicted", *(f"p_{name}" for name in classes)],
+        (
+            [i, classes[actual[i]], classes[predicted[i]], *(float(p) for p in probabilities[i].astype(np.float32))]
+            for i in range(test)
+        ),
+    )
+
+    metrics = root / "metrics"
+    counts = confusion_matrix(actual, predicted, labels=labels)
+    tables.write_csv(
+        metrics / "confusion_matrix.csv",
+        ["actual", *classes],
+        ([name, *row] for name, row in zip(classes, counts.tolist(), strict=True)),
+    )
+    scores = precision_recall_fscore_support(actual, predicted, labels=labels, zero_division=0)
+    tables.write_csv(
+        metrics / "per_class.csv",
+        ["class", "precision", "recall", "f1", "images"],
+        ([name, *row] for name, *row in zip(classes, *(score.tolist() for score in scores), strict=True)),
+    )
+    bins = []
+    for start, end in ((i / 10, (i + 1) / 10) for i in range(10)):
+        inside = (confidence > start) & (confidence <= end)
+        if inside.any():
+            bins.append([start, end, int(inside.sum()), float(confidence[inside].mean()), float(hits[inside].mean())])
+    tables.write_csv(
+        metrics / "calibration.csv", ["confidence_from", "confidence_to", "images", "confidence", "accuracy"], bins
+    )
+    error = sum(row[2] * abs(row[3] - row[4]) for row in bins) / test
+    precision, recall, f1, _ = (float(np.mean(score)) for score in scores)
+    tables.write_json(
+        metrics / "test.json",
+        {
+            "accuracy": float(hits.mean()),
+            "accuracy_one_view": float(hits.mean()) * 0.99,
+            "top5_accuracy": 0.997,
+            "cross_entropy": 0.2871,
+            "precision_macro": precision,
+            "recall_macro": recall,
+            "f1_macro": f1,
+            "calibration_error": error,
+        },
+    )
+    progress = np.linspace(0.5, 1, epochs)
+    history = [
+        [i + 1, 0.05, 2 - 1.5 * p, 0.9 * p, *((1.9 - 1.3 * p, 0.88 * p) if val else ("", ""))]
+        for i, p in enumerate(progress.tolist())
+    ]
+    tables.write_csv(
+        metrics / "history.csv",
+        ["epoch", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy"],
+        history,
+    )
+    validated = {"val_loss": history[-1][4], "val_accuracy": history[-1][5]} if val else {}
+    tables.write_json(
+        metrics / "train.json",
+        {
+            "best_epoch": epochs,
+            "epochs": epochs,
+            "stopped_early": False,
+            "train_loss": history[-1][2],
+            "train_accuracy": history[-1][3],
+            **validated,
+            "parameters": 1234567,
+        },
+    )
+    speed = {"seconds": 110.2, "images_per_s": 4091.7, "share_of_peak": 0.7312, "peak_tflops": 0.9}
+    tables.write_json(metrics / "speed.json", speed)
+    by_class = {
+        name: {
+            "train": int((actual == i).sum()),
+            "val": int((actual[:val] == i).sum()),
+            "test": int((actual == i).sum()),
+        }
+        for i, name in enumerate(classes)
+    }
+    tables.write_json(
+        metrics / "dataset.json", {"classes": total, "train": test, "val": val, "test": test, "by_class": by_class}
+    )
+    model = {"name": "convnet", "options": {"widths": [32], "depth": 2}, **asdict(stats)}
+    tables.write_json(root / "models" / "model.json", model)
+    run = {
+        "run_id": "0123456789abcdef",
+        "experiment_id": "1",
+        "tracking_uri": "sqlite:///mlflow.db",
+        "page": "http://127.0.0.1:5000/#/experiments/1/runs/0123456789abcdef",
+        "name": "puffy-daks",
+        "commit": "c0ffee0c0ffee0",
+        "dirty": "true",
+        "apply": "dvc exp apply puffy-daks",
+    }
+    environment = {
+        "device": "cpu",
+        "device_name": "AMD EPYC",
+        "precision": "bf16",
+        "threads": 2,
+        "python": "3.11.7",
+        "versions": {"torch": "2.15.0", "torchvision": "0.30.0", "mlflow": "3.17.0", "dvc": "3.66.1"},
+    }
+    record = {"mlflow": run if mlflow else None, "tensorboard": None}
+    tables.write_json(root / "metrics" / "run.json", {**record, "environment": environment})
+    return root
+
+
+def run_report(root: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "stages/report.py"]
+    return subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+
+
+def page_of(root: Path) -> str:
+    """The page that the stage writes below `root`."""
+    done = run_report(root)
+    assert done.returncode == 0, done.stderr
+    return (root / "report" / "index.html").read_text(encoding="utf-8")
+
+
+def text_of(page: str) -> str:
+    """What a person reads: no head, no tags, no entities, single spaces."""
+    body = re.sub(r"<[^>]+>", " ", page.split("<body>")[1])
+    return " ".join(html.unescape(body).split())
+
+
+def table_of(page: str, marker: str) -> list[list[str]]:
+    """The cells of the first table after `marker`, row by row, as text."""
+    table = page[page.index(marker) :].split("<table", 1)[1].split("</table>")[0]
+    rows = re.findall(r"<tr>(.*?)</tr>", table, re.DOTALL)
+    return [
+        [text.strip() for text in map(html.unescape, re.findall(r"<t[hd][^>]*>(?:<span>)?([^<]*)", row))]
+        for row in rows
+    ]
+
+
+def tiles_of(page: str, section: str) -> list[tuple[int, str, float, str | None, str]]:
+    """(number, predicted, confidence in %, true class where another, right or wrong) of each picture of a section."""
+    part = page[page.index(f'<section id="{section}">') :].split("</section>")[0]
+    tiles = []
+    for kind, tile in re.findall(r'<figure class="tile (\w+)">(.*?)</figure>', part, re.DOTALL):
+        number = int(re.search(r"Test image (\d+)", tile)[1])  # type: ignore[index]
+        predicted = html.unescape(re.search(r"<strong>(.*?)</strong>", tile)[1])  # type: ignore[index]
+        confidence = float(re.search(r"([\d.]+)%", tile)[1])  # type: ignore[index]
+        truth = re.search(r"is (.*?)</span>", tile)
+        assert ("✓" in tile, 'aria-label="right"' in tile) == (kind == "right", kind == "right")
+        tiles.append((number, predicted, confidence, html.unescape(truth[1]) if truth else None, kind))
+    return tiles
+
+
+def predictions_of(root: Path) -> list[dict[str, str]]:
+    with (root / "data" / "predictions" / "test.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_project(tmp_path_factory.mktemp("project"))
+
+
+@pytest.fixture(scope="module")
+def page(project: Path) -> str:
+    return page_of(project)
+
+
+def test_headline_figures_are_those_of_the_files(project: Path, page: str) -> None:
+    names = ("train", "speed", "test")
+    train, speed, test = (json.loads((project / "metrics" / f"{name}.json").read_text()) for name in names)
+    text = text_of(page)
+    assert f"Test accuracy {test['accuracy']:.2%}" in text
+    assert f"One view {test['accuracy_one_view']:.2%}" in text
+    assert f"Macro F1 {test['f1_macro']:.2%}" in text
+    assert f"Calibration error {test['calibration_error']:.2%}" in text
+    assert f"Training time {speed['seconds']} s on AMD EPYC" in text
+    assert f"Training speed {speed['images_per_s']:,.0f} images a second, 73.12% of this device" in text
+    assert f"Parameters {train['parameters']:,}" in text
+    assert "learned from 300 images of 10 classes in 10 epochs on AMD EPYC (cpu, bf16), which took 110.2 s" in text
+
+
+def test_confusion_table_is_that_of_the_file(project: Path, page: str) -> None:
+    with (project / "metrics" / "confusion_matrix.csv").open(encoding="utf-8", newline="") as file:
+        expected = list(csv.reader(file))
+    shown = table_of(page, 'id="confusion"')
+    assert shown[0][1:] == expected[0][1:]
+    assert [[row[0], *(cell or "0" for cell in row[1:])] for row in shown[1:]] == expected[1:]
+
+
+def test_every_score_of_a_class_is_in_the_table(project: Path, page: str) -> None:
+    rows = tables.read_csv(project / "metrics" / "per_class.csv")
+    assert table_of(page, "Scores by class as a table")[1:] == [
+        [row["class"], *(f"{float(row[name]):.1%}" for name in ("precision", "recall", "f1")), row["images"]]
+        for row in rows
+    ]
+
+
+def test_bins_of_confidence_are_those_of_the_file(project: Path, page: str) -> None:
+    rows = tables.read_csv(project / "metrics" / "calibration.csv")
+    assert [row[1:] for row in table_of(page, "Test images by confidence")[1:]] == [
+        [row["images"], f"{float(row['confidence']):.1%}", f"{float(row['accuracy']):.1%}"] for row in rows
+    ]
+
+
+def test_most_confident_mistakes_come_first(project: Path, page: str) -> None:
+    wrong = [
+        (int(row["image"]), row["predicted"], float(row[f"p_{row['predicted']}"]), row["actual"])
+        for row in predictions_of(project)
+        if row["actual"] != row["predicted"]
+    ]
+    wrong.sort(key=lambda mistake: -mistake[2])
+    assert len(wrong) > 20
+    assert tiles_of(page, "mistakes") == [
+        (number, predicted, round(confidence * 100, 1), actual, "wrong")
+        for number, predicted, confidence, actual in wrong[:20]
+    ]
+
+
+def test_predictions_are_spread_over_the_test_images_and_marked(project: Path, page: str) -> None:
+    rows, tiles = predictions_of(project), tiles_of(page, "predictions")
+    numbers = [number for number, *_ in tiles]
+    assert len(set(numbers)) == 40
+    assert numbers[0] == 0
+    assert numbers[-1] == len(rows) - 1
+    assert max(np.diff(numbers)) - min(np.diff(numbers)) <= 1
+    assert {kind for *_, kind in tiles} == {"right", "wrong"}
+    for number, predicted, _, truth, kind in tiles:
+        row = rows[number]
+        assert predicted == row["predicted"]
+        assert (kind, truth) == (("right", None) if row["actual"] == predicted else ("wrong", row["actual"]))
+
+
+def test_pictures_are_the_test_images_pixel_by_pixel(project: Path, page: str) -> None:
+    images = arrays.read_split(project / "data" / "processed", "test", len(CIFAR)).images
+    found = re.findall(r'src="data:image/png;base64,([^"]+)" alt="Test image (\d+)', page)
+    assert len(found) == 40 + 20 + 10
+    for source, number in found:
+        assert np.array_equal(np.asarray(Image.open(io.BytesIO(base64.b64decode(source)))), images[int(number)])
+
+
+def test_confused_pairs_are_the_most_frequent_ones(project: Path, page: str) -> None:
+    counts = {
+        (row["actual"], name): (int(row[name]), int(row[name]) / sum(int(row[other]) for other in CIFAR))
+        for row in tables.read_csv(project / "metrics" / "confusion_matrix.csv")
+        for name in CIFAR
+        if name != row["actual"]
+    }
+    shown = table_of(page, "<h3>Most confused</h3>")[1:]
+    frequent = sorted(counts.values(), reverse=True, key=lambda value: value[0])[:10]
+    assert [int(row[1]) for row in shown] == [count for count, _ in frequent]
+    for pair, count, share, _ in shown:
+        actual, predicted = pair.split(" → ")
+        assert (int(count), share) == (counts[actual, predicted][0], f"{counts[actual, predicted][1]:.1%}")
+
+
+def test_every_parameter_and_version_is_listed(project: Path, page: str) -> None:
+    text = text_of(page)
+    for section, values in load_params(project / "params.yaml").model_dump(exclude={"search"}).items():
+        pairs = values if isinstance(values, dict) else {section: values}
+        for name, value in pairs.items():
+            assert f"{name} {value if isinstance(value, str) else json.dumps(value)}" in text
+    run = json.loads((project / "metrics" / "run.json").read_text())
+    for name, version in run["environment"]["versions"].items():
+        assert f"{name} {version}" in text
+    assert run["mlflow"]["run_id"] in text
+    assert "commit c0ffee0 , with changes, if only of parameters, that the experiment keeps" in text
+    assert "dvc exp apply puffy-daks brings this experiment back" in text
+    assert f'<a href="{run["mlflow"]["page"]}">puffy-daks</a>' in page
+
+
+def test_same_files_give_the_same_page_and_the_stage_says_where_it_is(project: Path, page: str) -> None:
+    done = run_report(project)
+    path = project / "report" / "index.html"
+    assert f"report: open {path} in a browser" in done.stdout
+    assert path.read_text(encoding="utf-8") == page
+    assert list(path.parent.iterdir()) == [path]
+
+
+def rendered(root: Path) -> str:
+    """The page as the stage makes it, without a process of its own."""
+    return render(load_params(root / "params.yaml"), read_results(root))
+
+
+def with_page(root: Path) -> Path:
+    (root / "report").mkdir()
+    (root / "report" / "index.html").write_text(rendered(root), encoding="utf-8")
+    return root
+
+
+def test_one_epoch_two_classes_no_validation_no_mistakes_no_tracking(tmp_path: Path) -> None:
+    root = make_project(
+        tmp_path, classes=["cat", "dog"], shape=(48, 120, 3), test=30, epochs=1, val=0, right=1.1, mlflow=False
+    )
+    text = text_of(rendered(root))
+    assert "in 1 epoch on" in text
+    assert "There was no validation split" in text
+    assert "30 images to train on, 0 to validate, 30 to test." in text
+    assert text.count("No test image was mistaken.") == 2
+    assert "tracking was off" in text
+
+
+@pytest.fixture(scope="module")
+def hundred(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A written report of as many classes as CIFAR-100 has."""
+    classes = [f"a longer name {i}" for i in range(100)]
+    return with_page(make_project(tmp_path_factory.mktemp("hundred"), classes=classes, test=1000, right=0.6))
+
+
+def test_hundred_classes_stay_below_three_megabytes(hundred: Path) -> None:
+    page = (hundred / "report" / "index.html").read_text(encoding="utf-8")
+    shown = table_of(page, 'id="confusion"')
+    assert len(shown) == 101
+    assert shown[0][1:] == [row[0] for row in shown[1:]] == read_results(hundred).classes
+    assert len(page) < 3e6
+
+
+def test_grey_images_and_large_images_are_shown_small(tmp_path: Path) -> None:
+    page = rendered(make_project(tmp_path, classes=["a", "b", "c"], shape=(300, 200, 1), test=20, right=0.5))
+    source = re.search(r'src="data:image/png;base64,([^"]+)" alt="Test image 0"', page)
+    assert source
+    assert Image.open(io.BytesIO(base64.b64decode(source[1]))).size == (64, 96)
+
+
+def test_class_names_cannot_become_markup(tmp_path: Path) -> None:
+    evil = "<script>alert(1)</script>"
+    page = rendered(make_project(tmp_path, classes=[evil, 'a"b', "$x_$", "& so on"], test=60, right=0.5))
+    assert "<script" not in page
+    assert html.escape(evil, quote=False) in page
+    assert table_of(page, 'id="confusion"')[0][1:] == [evil, 'a"b', "$x_$", "& so on"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(0.04, "0.0 s"), (119.94, "119.9 s"), (725, "12 min 05 s"), (12_000, "3 h 20 min")]
+)
+def test_durations_are_easy_to_read(seconds: float, words: str) -> None:
+    assert duration(seconds) == words
+
+
+def test_heat_shows_mistakes_beside_a_strong_diagonal() -> None:
+    shown = heat(np.array([[98, 2, 0], [1, 99, 0], [0, 0, 0]]))
+    assert shown[0].tolist() == [0.98, 1, 0]
+    assert shown[1].tolist() == [0.5, 0.99, 0]
+    assert shown[2].tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("metrics/test.json", None, "metrics/test.json: not found; `dvc repro` makes it"),
+        ("metrics/test.json", "{}", "metrics/test.json: accuracy: missing"),
+        (
+            "metrics/run.json",
+            '{"mlflow": null, "tensorboard": null, "environment": 3}',
+            "metrics/run.json: environment: must be an object (got 3)",
+        ),
+        ("metrics/history.csv", "<<<<<<< HEAD\n1,2\n", "metrics/history.csv: line 2: train_loss: missing"),
+        ("metrics/per_class.csv", "class,precision,recall,f1,images\n", "metrics/per_class.csv: holds no rows"),
+        ("data/predictions/test.csv", "image,actual,predicted\n0,cow,cow\n", "test.csv: damaged, or of other classes"),
+        ("data/predictions/test.csv", "image,actual,predicted,p_cat\n0,cat,cat,0.9\n", "does not fit"),
+        ("data/samples.png", None, "samples.png: not found"),
+        ("data/samples.png", "no picture", "samples.png: not a picture"),
+    ],
+)
+def test_bad_files_are_named_in_one_line(tmp_path: Path, name: str, content: str | None, words: str) -> None:
+    root = make_project(tmp_path, test=40)
+    (root / name).unlink() if content is None else (root / name).write_text(content)
+    with pytest.raises(UserError) as error:
+        read_results(root)
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_stage_fails_in_one_line_and_keeps_the_page(tmp_path: Path) -> None:
+    root = make_project(tmp_path, test=40)
+    (root / "report").mkdir()
+    (root / "report" / "index.html").write_text("yesterday's")
+    (root / "metrics" / "train.json").unlink()
+    done = run_report(root)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"report: {root / 'metrics' / 'train.json'}: not found; `dvc repro` makes it\n"
+    assert (root / "report" / "index.html").read_text() == "yesterday's"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as made:
+        yield made
+
+
+PHONE = {"width": 390, "height": 844}
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A written report of two classes, one with a long name, and wide images."""
+    names = ["cat", "d" * 60]
+    return with_page(make_project(tmp_path_factory.mktemp("wide"), classes=names, shape=(20, 90, 3), epochs=1, val=0))
+
+
+@pytest.mark.usefixtures("page")
+@pytest.mark.parametrize("name", ["project", "wide", "hundred"])
+def test_browser_draws_all_and_asks_for_nothing(browser: Browser, name: str, request: pytest.FixtureRequest) -> None:
+    root = request.getfixturevalue(name)
+    for size in (PHONE, {"width": 1280, "height": 800}):
+        window, complaints = opened(browser, root, viewport=size)
+        widths = window.eval_on_selector_all("img", "all => all.map(image => image.naturalWidth)")
+        assert len(widths) > 40
+        assert min(widths) > 0
+        assert complaints == []
+        window.eval_on_selector_all("details", "all => all.forEach(one => one.open = true)")
+        assert window.evaluate("document.documentElement.scrollWidth") <= size["width"]
+        window.close()
+
+
+BLENDED = """
+elements => elements.map(element => {
+    const channels = colour => colour.match(/[0-9.]+/g).map(Number);
+    const layers = [];
+    for (let place = element; place; place = place.parentElement) {
+        const [red, green, blue, alpha = 1] = channels(getComputedStyle(place).backgroundColor);
+        layers.unshift([red, green, blue, alpha]);
+    }
+    const over = (below, [r, g, b, a]) => below.map((channel, i) => channel * (1 - a) + [r, g, b][i] * a);
+    const ground = layers.reduce(over, [0, 0, 0]);
+    return [channels(getComputedStyle(element).color).slice(0, 3), ground];
+})
+"""
+
+
+def luminance(colour: Sequence[float]) -> float:
+    """WCAG's relative luminance of sRGB channels in [0, 255]."""
+    channels = np.asarray(colour) / 255
+    linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+    return float(linear @ [0.2126, 0.7152, 0.0722])
+
+
+@pytest.mark.usefixtures("page")
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_text_stands_out_in_both_themes(browser: Browser, project: Path, theme: Any) -> None:
+    window, _ = opened(browser, project, color_scheme=theme)
+    window.eval_on_selector_all("details", "all => all.forEach(one => one.open = true)")
+    places = "p, a, dt, dd, td, th, caption, strong, figcaption, figcaption span, summary, h1, h2, h3, code"
+    colours = window.eval_on_selector_all(places, BLENDED)
+    contrasts = [(max(map(luminance, pair)) + 0.05) / (min(map(luminance, pair)) + 0.05) for pair in colours]
+    assert len(contrasts) > 300
+    assert min(contrasts) >= 4.5
+    window.close()
+
+
+@pytest.mark.usefixtures("page")
+def test_dark_mode_is_dark_and_shows_dark_charts(browser: Browser, project: Path) -> None:
+    chosen = {}
+    for theme in ("light", "dark"):
+        window, _ = opened(browser, project, color_scheme=theme, viewport=PHONE)
+        body = window.eval_on_selector_all("body", BLENDED)[0][1]
+        assert (luminance(body) < 0.05) == (theme == "dark")
+        chosen[theme] = window.eval_on_selector_all("img.chart", "all => all.map(image => image.currentSrc)")
+        window.close()
+    light, dark = figures.PALETTES["light"].ink, figures.PALETTES["dark"].ink
+    assert len(chosen["light"]) == 4
+    for in_light, in_dark in zip(chosen["light"], chosen["dark"], strict=True):
+        assert light in drawing(in_light)
+        assert dark in drawing(in_dark)
+        assert light not in drawing(in_dark)
+
+
+def drawing(source: str) -> str:
+    return base64.b64decode(source.partition("base64,")[2]).decode()
+
+
+def test_a_name_in_markdown_is_shown_as_it_is() -> None:
+    assert literal("sea lion-2.0") == "sea lion-2.0"
+    assert literal("<script>alert(1)<script> & co") == "&lt;script&gt;alert(1)&lt;script&gt; &amp; co"
+    assert literal("[x](javascript:alert(1)) `b` *c* d_e") == r"\[x\](javascript:alert(1)) \`b\` \*c\* d\_e"

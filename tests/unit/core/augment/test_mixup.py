@@ -1,0 +1,122 @@
+"""MixUp and CutMix: against torchvision pair by pair, and what is drawn."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torchvision.transforms import v2
+
+from vision.core.augment.mixup import Mix, blended, pasted
+
+
+def noise(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=seeded(seed))
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def pair(images: Tensor, i: int) -> Tensor:
+    """Image i as the second of two [2, C, H, W], which torchvision mixes with the first."""
+    return torch.stack((images[i - 1], images[i])).permute(0, 3, 1, 2)
+
+
+TWO = {"batch_size": 2, "labels": None}
+sizes = st.tuples(st.integers(1, 5), st.integers(1, 9), st.integers(1, 9), st.sampled_from([1, 3]))
+
+
+@given(shape=sizes, seed=st.integers(0, 1000))
+def test_blended_agrees_with_torchvision_pair_by_pair(shape: tuple[int, int, int, int], seed: int) -> None:
+    images = noise(*shape, seed=seed)
+    weights = torch.rand(len(images), generator=seeded(seed))
+    out = blended(images, weights)
+    for i in range(len(images)):
+        expected = v2.MixUp(num_classes=2).transform(pair(images, i).float(), {"lam": float(weights[i]), **TWO})[1]
+        assert torch.allclose(out[i], expected.permute(1, 2, 0), atol=1e-3)
+    assert torch.equal(images, noise(*shape, seed=seed)), "what was given stays as it was"
+
+
+@given(shape=sizes, seed=st.integers(0, 1000), dtype=st.sampled_from([torch.uint8, torch.float32]))
+def test_pasted_agrees_with_torchvision_pair_by_pair(
+    shape: tuple[int, int, int, int], seed: int, dtype: torch.dtype
+) -> None:
+    images = noise(*shape, seed=seed).to(dtype)
+    generator = seeded(seed)
+    top, bottom = torch.randint(shape[1] + 1, (2, shape[0]), generator=generator).sort(0).values
+    left, right = torch.randint(shape[2] + 1, (2, shape[0]), generator=generator).sort(0).values
+    out = pasted(images, top, bottom, left, right)
+    assert out.dtype == dtype
+    for i in range(len(images)):
+        box = [int(edge[i]) for edge in (left, top, right, bottom)]
+        expected = v2.CutMix(num_classes=2).transform(pair(images, i), {"box": box, **TWO})[1]
+        assert torch.equal(out[i], expected.permute(1, 2, 0))
+    moved = images.transpose(1, 2).contiguous().transpose(1, 2)
+    again = pasted(moved.contiguous(), top, bottom, left, right)
+    assert torch.equal(pasted(moved, top, bottom, left, right), again), "whatever the memory order"
+
+
+BLACK_AND_WHITE = (torch.arange(4000) % 2 * 255).to(torch.uint8)[:, None, None, None].expand(-1, 20, 12, 1).contiguous()
+LABELS = torch.arange(4000) % 2
+"""Each image is mixed with one of the other colour, so that the picture tells its weight."""
+
+
+@pytest.mark.parametrize(("mixup", "cutmix"), [(1.0, 0.0), (0.0, 1.0), (0.2, 0.0), (0.0, 0.2)])
+def test_the_weights_are_the_shares_of_the_picture_and_the_labels_those_of_the_other_image(
+    mixup: float, cutmix: float
+) -> None:
+    images, others, weights = Mix(mixup, cutmix, seeded(0))(BLACK_AND_WHITE, LABELS)
+    assert images.dtype == (torch.float32 if mixup else torch.uint8)
+    assert torch.equal(others, 1 - LABELS)
+    assert weights is not None
+    white = images.float().mean((1, 2, 3)) / 255
+    assert torch.allclose(weights, torch.where(LABELS == 1, white, 1 - white), atol=1e-4)
+
+
+@pytest.mark.parametrize("alpha", [0.2, 1.0, 3.0])
+def test_weights_are_of_the_beta_distribution_the_larger_part_the_images_own(alpha: float) -> None:
+    beta = torch.distributions.Beta(alpha, alpha).sample((100_000,))
+    expected = torch.maximum(beta, 1 - beta)
+    weights = Mix(alpha, 0.0, seeded(0))(BLACK_AND_WHITE, LABELS).weights
+    assert weights is not None
+    assert 0.5 <= weights.min() <= weights.max() <= 1
+    assert weights.mean().item() == pytest.approx(expected.mean().item(), abs=0.01)
+    assert weights.std().item() == pytest.approx(expected.std().item(), abs=0.01)
+    # A box is of the share 1 - weight, but what lies outside the image is cut off, and its sides are whole pixels.
+    weights = Mix(0.0, alpha, seeded(0))(BLACK_AND_WHITE, LABELS).weights
+    assert weights is not None
+    assert 0.5 <= weights.min() <= weights.max() <= 1
+    assert expected.mean() < weights.mean() < 1
+
+
+def test_boxes_are_anywhere() -> None:
+    images, _, _ = Mix(0.0, 1.0, seeded(0))(BLACK_AND_WHITE, LABELS)
+    pasted_in = ((images > 127) != (LABELS == 1)[:, None, None, None]).float().mean(0)[..., 0]
+    middle = pasted_in[7:13, 4:8].mean().item()
+    assert pasted_in.min() > 0.03
+    assert torch.allclose(pasted_in, pasted_in.flip(0), atol=0.1)
+    assert torch.allclose(pasted_in, pasted_in.flip(1), atol=0.1)
+    assert pasted_in.max().item() == pytest.approx(middle, abs=0.05)
+
+
+def test_with_both_on_each_batch_gets_one_of_the_two() -> None:
+    mix = Mix(1.0, 1.0, seeded(0))
+    floats = [mix(BLACK_AND_WHITE[:8], LABELS[:8]).images.is_floating_point() for _ in range(200)]
+    assert 70 < sum(floats) < 130
+
+
+def test_one_seed_gives_the_same_mixes_and_another_seed_others() -> None:
+    first, again, other = (Mix(0.0, 1.0, seeded(seed))(BLACK_AND_WHITE, LABELS).images for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_without_mixing_images_are_not_touched_and_nothing_is_drawn() -> None:
+    generator = seeded(0)
+    before = generator.get_state()
+    images, others, weights = Mix(0.0, 0.0, generator)(BLACK_AND_WHITE, LABELS)
+    assert images is BLACK_AND_WHITE
+    assert others is LABELS
+    assert weights is None
+    assert torch.equal(generator.get_state(), before)

@@ -1,0 +1,54 @@
+import pytest
+import torch
+from torch import nn
+
+from vision.core import flops
+from vision.core.flops import peak_flops, training_flops
+from vision.core.models import classifier
+
+
+class Flat(nn.Module):
+    """One convolution and one linear layer, whose operations can be counted by hand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(8)
+        self.last = nn.Linear(8 * 6 * 5, 7, bias=False)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.last(self.norm(self.conv(images.permute(0, 3, 1, 2).float())).flatten(1))
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_the_operations_an_image_are_those_counted_by_hand(count: int) -> None:
+    model = Flat().train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    flops = training_flops(model, torch.zeros(count, 6, 5, 3, dtype=torch.uint8))
+    conv, linear = 2 * 6 * 5 * 8 * 3 * 9, 2 * (8 * 6 * 5) * 7
+    # The images need no gradient, so the convolution's backward pass costs one forward pass, the linear layer's two.
+    assert flops == 2 * conv + 3 * linear
+    assert model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_the_whitening_layer_has_no_backward_pass() -> None:
+    model = classifier.build("convnet", {"widths": [8], "depth": 1}, [32, 32, 3], 10, [0.5] * 3, [0.25] * 3)
+    pixels = 31 * 31
+    first, block, last = 2 * pixels * 24 * 3 * 4, 2 * pixels * 8 * 24 * 9, 2 * 8 * 10
+    assert training_flops(model, torch.zeros(1, 32, 32, 3, dtype=torch.uint8)) == first + 2 * block + 3 * last
+
+
+def test_the_peak_is_that_of_the_fastest_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([9.0, 0.5, 0.25, 0.5, 1.0, *[2.0] * 10**6])
+    monkeypatch.setattr(flops, "_timed_product", lambda left, right: next(times))
+    assert peak_flops(torch.device("cpu"), torch.float32, seconds=0.05) == 2 * 2048**3 / 0.25
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_product_is_timed(dtype: torch.dtype) -> None:
+    small, large = (torch.ones(size, size, dtype=dtype) for size in (8, 1024))
+    # The fastest of several: another process may take the core in the middle of one.
+    quick, slow = (min(flops._timed_product(one, one) for _ in range(5)) for one in (small, large))
+    assert 0 < quick < slow

@@ -1,0 +1,96 @@
+"""The aliases in MLflow's registry, on a real store, by real processes at once."""
+
+from pathlib import Path
+
+import mlflow
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion
+
+from processes import at_once
+from vision.tracking.registry import register, registered_name
+
+CLASSES = '["cat", "dog"]'
+
+
+@pytest.fixture
+def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setattr(mlflow.tracking._tracking_service.utils, "_tracking_uri", None)
+    mlflow.set_tracking_uri(uri)
+    return MlflowClient(uri)
+
+
+def enter(client: MlflowClient, val_accuracy: float | None, classes: str = CLASSES, name: str = "pets") -> None:
+    model = client.create_logged_model("0")
+    register(client, name, model.model_id, classes, val_accuracy)
+
+
+def held(client: MlflowClient, alias: str) -> ModelVersion:
+    return client.get_model_version_by_alias("pets", alias)
+
+
+def test_the_champion_is_the_one_that_validates_best_and_the_challenger_the_newest(client: MlflowClient) -> None:
+    champions = []
+    for accuracy in (None, 0.5, 0.4, 0.5, 0.6, None, 0.1):
+        enter(client, accuracy)
+        versions = client.search_model_versions("name = 'pets'")
+        assert int(held(client, "challenger").version) == len(versions)
+        champion = client.get_registered_model("pets").aliases.get("champion")
+        champions.append(champion and int(champion))
+    assert champions == [None, 2, 2, 2, 5, 5, 5], "it moves to what beats it, and to nothing else"
+
+
+def test_accuracies_of_other_classes_do_not_compare(client: MlflowClient) -> None:
+    enter(client, 0.5)
+    enter(client, 0.9, classes='["cat", "dog", "frog"]')
+    assert int(held(client, "champion").version) == 1
+    enter(client, 0.6)
+    assert int(held(client, "champion").version) == 3
+
+
+def test_a_choice_by_hand_stays_until_a_newer_one_is_better(client: MlflowClient) -> None:
+    for accuracy in (0.5, 0.9, 0.6):
+        enter(client, accuracy)
+    client.set_registered_model_alias("pets", "champion", "3")
+    enter(client, 0.55)
+    assert int(held(client, "champion").version) == 3
+    enter(client, 0.7)
+    assert int(held(client, "champion").version) == 5
+
+
+def test_the_champion_may_be_deleted(client: MlflowClient) -> None:
+    for accuracy in (0.5, 0.9):
+        enter(client, accuracy)
+    client.delete_model_version("pets", "2")
+    enter(client, 0.4)
+    assert int(held(client, "champion").version) == 1
+
+
+ENTER = """
+import sys, mlflow
+from vision.registry import register
+mlflow.set_tracking_uri(sys.argv[1])
+client = mlflow.MlflowClient()
+print("ready", flush=True)
+sys.stdin.readline()
+for accuracy in map(float, sys.argv[2:]):
+    register(client, "pets", client.create_logged_model("0").model_id, "[]", accuracy)
+"""
+
+
+def test_of_many_at_once_the_best_is_champion_and_the_newest_challenger(client: MlflowClient, tmp_path: Path) -> None:
+    accuracies = [[str((7 * number + 3 * turn) % 16 / 16) for turn in range(4)] for number in range(4)]
+    at_once([[ENTER, f"sqlite:///{tmp_path}/mlflow.db", *some] for some in accuracies])
+    versions = client.search_model_versions("name = 'pets'")
+    assert len(versions) == 16
+    best = max(float(version.tags["val_accuracy"]) for version in versions)
+    assert float(held(client, "champion").tags["val_accuracy"]) == best
+    assert int(held(client, "challenger").version) == 16
+
+
+@pytest.mark.parametrize(("experiment", "name"), [("cifar10", "cifar10"), ("a/b: 'c'.d", "a-b- -c--d")])
+def test_a_name_that_mlflow_takes(client: MlflowClient, experiment: str, name: str) -> None:
+    assert registered_name(experiment) == name
+    enter(client, 0.5, name=experiment)
+    assert client.get_registered_model(name).aliases["champion"] == 1
