@@ -28,7 +28,7 @@ from vision.core.data import ImageDataset, epoch_indices, iter_batches
 from vision.core.device import choose, keep_freed_memory
 from vision.core.inference import autocast
 from vision.core.models import classifier
-from vision.core.optim.factory import optimizers
+from vision.core.optim.optimizers import optimizers
 
 KINDS = {
     "convolution": ("convolution",),

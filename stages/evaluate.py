@@ -13,6 +13,7 @@ import torch
 
 from vision.artifacts import trained_model
 from vision.core import inference
+from vision.core.config import TTAConfig
 from vision.core.device import choose, compute_deterministically, keep_freed_memory
 from vision.evaluation import scores
 from vision.pipeline.params import Evaluate, load_params
@@ -70,11 +71,11 @@ def logits_with_progress(
     model: torch.nn.Module, images: torch.Tensor, dtype: torch.dtype, settings: Evaluate
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits [N, classes] of one view of each image, and with further views averaged as the settings say."""
-    size, views, unsure = settings.batch_size, settings.views, settings.unsure
-    total = len(images) + inference.other_views(len(images), views, unsure)
+    config = TTAConfig(settings.batch_size, dtype, settings.tta, settings.tta_fraction)
+    total = len(images) + inference.count_extra_views(len(images), config)
     with bar(total=total, unit=" views", description="evaluate") as progress_bar:
-        one_view = inference.predict(model, images, size, dtype, progress_bar.update)
-        logits = inference.predict_tta(model, images, one_view, size, dtype, views, unsure, progress_bar.update)
+        one_view = inference.predict(model, images, config.batch_size, dtype, progress_bar.update)
+        logits = inference.predict_tta(model, images, one_view, config, progress_bar.update)
     return one_view, logits
 
 

@@ -18,6 +18,7 @@ from vision.artifacts import fingerprint, pretrained, trained_model
 from vision.artifacts.checkpoint import checkpoints
 from vision.core import flops, loop
 from vision.core.augment.resize import resize_images
+from vision.core.config import AugmentConfig, OptimizerConfig, TrainConfig
 from vision.core.data import ImageDataset
 from vision.core.device import choose, compute_deterministically, environment, flush_denormals, keep_freed_memory
 from vision.core.models import classifier
@@ -68,7 +69,7 @@ def main() -> None:
     if params.model.weights is not None:
         pretrained.start_from(model, params.model.name, params.model.weights)
     prepared = time.perf_counter() - started
-    for scale in params.train.image_scales:
+    for scale in params.train.progressive_resizing:
         check(model, resize_images(train.images[:1], scale), scale)
     peak = flops.peak_flops(device, dtype)  # takes a while, so after all checks
 
@@ -103,8 +104,8 @@ def main() -> None:
                 saved.clear()
                 trial.end("diverged")
                 advice = f"lower train.lr (now {params.train.lr:g})"
-                if params.train.optimizer == "muon":
-                    advice += f" or train.other_lr (now {params.train.other_lr:g})"
+                if params.train.optimizer.name == "muon":
+                    advice += f" or train.optimizer.adamw_lr (now {params.train.optimizer.adamw_lr:g})"
                 raise UserError(f"diverged: {error} is not a finite number; {advice}") from None
             summary = summarize(fitted) | {"parameters": sum(p.numel() for p in model.parameters())}
             pace = {"seconds": seconds(), **mean_pace(fitted, rows), "peak_tflops": peak / 1e12}
@@ -156,10 +157,10 @@ def network(params: Params, stats: Stats) -> tuple[classifier.Classifier, traine
         model = trained_model.build(description)
     except ValueError as error:
         raise UserError(f"params.yaml: {error}") from None
-    if params.train.optimizer == "muon" and not model.normalizes:
+    if params.train.optimizer.name == "muon" and not model.normalizes:
         raise UserError(
-            "params.yaml: train.optimizer: muon keeps the filters at one norm, so it is for networks that normalise "
-            f"after them, and {settings.name} does not; choose sgd, adam or adamw, with a train.lr for it"
+            "params.yaml: train.optimizer.name: muon keeps the filters at one norm, so it is for networks that "
+            f"normalize after them, and {settings.name} does not; choose sgd, adam or adamw, with a train.lr for it"
         )
     return model, description
 
@@ -173,8 +174,8 @@ def check(model: classifier.Classifier, image: torch.Tensor, scale: float) -> No
             raise
         height, width = image.shape[1:3]
         raise UserError(
-            f"params.yaml: train.image_scales: the network cannot take images of {height}x{width} pixels, {scale:g} of "
-            f"their size ({str(error).splitlines()[0]}); set it to [1.0], or model.image_size higher"
+            f"params.yaml: train.progressive_resizing: the network cannot take images of {height}x{width} "
+            f"pixels, {scale:g} of their size ({str(error).splitlines()[0]}); use [1.0], or raise model.image_size"
         ) from None
 
 
@@ -195,8 +196,7 @@ def fit_with_progress(
     state: State | None,
 ) -> loop.FitResult:
     """Call `fit.fit`, showing a bar and a line an epoch."""
-    given = params.train.model_dump(exclude={"device", "precision", "deterministic", "checkpoint_seconds"})
-    settings = loop.TrainConfig(seed=params.seed, dtype=dtype, freeze=params.model.freeze, **given)
+    config = train_config(params, dtype)
     # In per cent: images of an epoch at full size take longer than those of the first ones.
     form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
     behind = len(state["history"]) if state else 0
@@ -204,7 +204,7 @@ def fit_with_progress(
 
         def show(progress: loop.Progress) -> None:
             progress_bar.set_postfix_str(
-                f"epoch {progress.epoch}/{settings.epochs}, loss {progress.loss:.3f}, "
+                f"epoch {progress.epoch}/{config.epochs}, loss {progress.loss:.3f}, "
                 f"accuracy {progress.accuracy:.1%}, {progress.images_per_s:,.0f} images/s",
                 refresh=False,
             )
@@ -221,7 +221,21 @@ def fit_with_progress(
             )
             return on_epoch(epoch)
 
-        return loop.fit(model, train, val, settings, show, show_and_pass_on, on_checkpoint, state)
+        callbacks = loop.Callbacks(show, show_and_pass_on, on_checkpoint)
+        return loop.fit(model, train, val, config, callbacks, state)
+
+
+def train_config(params: Params, dtype: torch.dtype) -> TrainConfig:
+    """What params.yaml says of the training, for the core."""
+    not_of_the_core = {"device", "precision", "deterministic", "checkpoint_seconds", "optimizer", "augment"}
+    return TrainConfig(
+        seed=params.seed,
+        dtype=dtype,
+        freeze_epochs=params.model.freeze_epochs,
+        optimizer=OptimizerConfig(**params.train.optimizer.model_dump()),
+        augment=AugmentConfig(**params.train.augment.model_dump()),
+        **params.train.model_dump(exclude=not_of_the_core),
+    )
 
 
 def summarize(fitted: loop.FitResult) -> dict[str, float]:

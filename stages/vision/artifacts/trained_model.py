@@ -31,15 +31,8 @@ class Description(ImageSpec):
 
 def build(description: Description) -> classifier.Classifier:
     """Make the network that is described, its weights random."""
-    return classifier.build(
-        description.name,
-        description.options,
-        image_shape=description.image_shape,
-        classes=len(description.classes),
-        mean=description.mean,
-        std=description.std,
-        image_size=description.image_size,
-    )
+    inputs = classifier.InputSpec(description.image_shape, description.mean, description.std, description.image_size)
+    return classifier.build(description.name, description.options, inputs, len(description.classes))
 
 
 def save(directory: Path, model: classifier.Classifier, description: Description) -> None:

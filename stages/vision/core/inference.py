@@ -2,17 +2,15 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from vision.core.augment.crop_flip import shift_and_flip
+from vision.core.config import TTA, TTAConfig
 
-Views = Literal["one", "flip", "shift"]
-
-_OTHERS: dict[Views, list[tuple[int, bool, float]]] = {
-    "one": [],
+_OTHERS: dict[TTA, list[tuple[int, bool, float]]] = {
+    "none": [],
     "flip": [(0, True, 1 / 2)],
     "shift": [(0, True, 1 / 4), *((pixels, mirrored, 1 / 8) for pixels in (-1, 1) for mirrored in (False, True))],
 }
@@ -60,10 +58,7 @@ def predict_tta(
     model: nn.Module,
     images: Tensor,
     logits: Tensor,
-    batch_size: int,
-    dtype: torch.dtype,
-    views: Views,
-    unsure: float = 1.0,
+    config: TTAConfig,
     on_batch: Callable[[int], object] = lambda images: None,
 ) -> Tensor:
     """Average the logits of the images that the network is least sure of over more views of them.
@@ -75,32 +70,29 @@ def predict_tta(
         model: maps images [B, H, W, C] to logits [B, classes].
         images: uint8 [N, H, W, C] on the device of the model.
         logits: what `predict` said of them, [N, classes].
-        batch_size: images a step.
-        dtype: what convolutions are computed in.
-        views: which views.
-        unsure: share of the images that is looked at again: those whose largest probability is lowest.
-        on_batch: told how many views each step has done; `other_views` says of how many.
+        config: which views, of which fraction of the images.
+        on_batch: called with the number of views of each step; `count_extra_views` gives their total.
 
     Returns:
         float32 [N, classes]; rows of images that are not looked at again are those of `logits`.
     """
-    again = logits.softmax(1).amax(1).topk(round(unsure * len(images)), largest=False).indices
+    again = logits.softmax(1).amax(1).topk(round(config.fraction * len(images)), largest=False).indices
     if len(again) == 0:
         return logits
     result = logits.clone()
-    result[again] *= 1 - sum(weight for _, _, weight in _OTHERS[views])
+    result[again] *= 1 - sum(weight for _, _, weight in _OTHERS[config.tta])
     table = images.view(len(images), -1)  # see batches.handfuls
-    for numbers in again.split(batch_size):
+    for numbers in again.split(config.batch_size):
         chosen = table.index_select(0, numbers).view(-1, *images.shape[1:])
-        for pixels, mirrored, weight in _OTHERS[views]:
+        for pixels, mirrored, weight in _OTHERS[config.tta]:
             moved = torch.full_like(numbers, pixels)
             sides = torch.full_like(moved, True, dtype=torch.bool) if mirrored else None
             view = shift_and_flip(chosen, moved, moved, sides, abs(pixels))
-            result[numbers] += weight * predict(model, view, batch_size, dtype)
+            result[numbers] += weight * predict(model, view, config.batch_size, config.dtype)
             on_batch(len(numbers))
     return result
 
 
-def other_views(images: int, views: Views, unsure: float) -> int:
-    """How many views `averaged` computes."""
-    return len(_OTHERS[views]) * round(unsure * images)
+def count_extra_views(images: int, config: TTAConfig) -> int:
+    """Count the views that `predict_tta` computes for so many images."""
+    return len(_OTHERS[config.tta]) * round(config.fraction * images)

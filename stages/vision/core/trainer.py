@@ -2,9 +2,8 @@
 
 import math
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, cast
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -13,88 +12,51 @@ from torch.optim import Optimizer
 
 from vision.core.amx_convolution import fast_convolutions
 from vision.core.augment.color_jitter import ColorJitter
-from vision.core.augment.crop_flip import Flip, RandomCropFlip
+from vision.core.augment.crop_flip import RandomCropFlip
 from vision.core.augment.cutout import Cutout
 from vision.core.augment.mixup import Mix
 from vision.core.augment.rotate import Rotate
+from vision.core.config import TrainConfig
 from vision.core.data import Batch, ImageDataset
 from vision.core.inference import autocast
 from vision.core.optim.ema import ModelEMA
-from vision.core.optim.factory import Name, optimizers
-from vision.core.optim.schedules import Schedule, schedule
+from vision.core.optim.optimizers import build_optimizers
+from vision.core.optim.schedules import build_schedule
 
 State = dict[str, Any]
 """Numbers, text and tensors, in lists and dictionaries: what torch.load reads back with `weights_only`."""
 
 
-@dataclass(frozen=True)
-class TrainConfig:
-    """How to train; params.yaml says what each means."""
-
-    seed: int
-    dtype: torch.dtype
-    epochs: int
-    batch_size: int
-    freeze: int
-    optimizer: Name
-    lr: float
-    other_lr: float
-    momentum: float
-    nesterov: bool
-    weight_decay: float
-    schedule: Schedule
-    warmup: float
-    clip_norm: float | None
-    label_smoothing: float
-    flip: Flip
-    crop_padding: int
-    rotation: float
-    color_jitter: Sequence[float]
-    cutout: int
-    mixup: float
-    cutmix: float
-    image_scales: Sequence[float]
-    image_shares: Sequence[float]
-    ema: float | None
-    keep: Literal["val_loss", "val_accuracy", "last"]
-    patience: int | None
-
-
 class Trainer:
     """A network that learns. `kept` is what is validated and kept of it: itself, or the average of its weights."""
 
-    def __init__(self, model: nn.Module, train: ImageDataset, settings: TrainConfig, steps: int) -> None:
+    def __init__(self, model: nn.Module, train: ImageDataset, config: TrainConfig, steps: int) -> None:
         """Train `model` on images of `train` for so many steps in all."""
-        self.model, self.settings = model, settings
+        self.model, self.config = model, config
         self.device = train.images.device
-        self.generator = torch.Generator(self.device).manual_seed(settings.seed)
-        self.augment = RandomCropFlip(settings.flip, settings.crop_padding, len(train.labels), self.generator)
-        self.rotate = Rotate(settings.rotation, self.generator)
-        self.jitter = ColorJitter(settings.color_jitter, self.generator)
-        self.cutout = Cutout(settings.cutout, train.images, self.generator)
-        self.mix = Mix(settings.mixup, settings.cutmix, self.generator)
-        self.optimizers = optimizers(
-            model,
-            settings.optimizer,
-            settings.lr,
-            settings.other_lr,
-            settings.momentum,
-            settings.nesterov,
-            settings.weight_decay,
-            settings.dtype,
+        self.generator = torch.Generator(self.device).manual_seed(config.seed)
+        self.augment = RandomCropFlip(
+            config.augment.flip, config.augment.crop_padding, len(train.labels), self.generator
         )
-        planned = (schedule(made, settings.schedule, steps, settings.warmup) for made in self.optimizers)
+        self.rotate = Rotate(config.augment.rotation, self.generator)
+        self.jitter = ColorJitter(config.augment.color_jitter, self.generator)
+        self.cutout = Cutout(config.augment.cutout, train.images, self.generator)
+        self.mix = Mix(config.augment.mixup, config.augment.cutmix, self.generator)
+        self.optimizers = build_optimizers(model, config.optimizer, config.lr, config.dtype)
+        planned = (build_schedule(made, config.schedule, steps, config.warmup) for made in self.optimizers)
         self.schedules = [going for going in planned if going]
-        self.convolutions = fast_convolutions(model, settings.batch_size, self.device, settings.dtype)
+        self.convolutions: AbstractContextManager[object] = nullcontext()
+        if config.amx_convolution == "auto":
+            self.convolutions = fast_convolutions(model, config.batch_size, self.device, config.dtype)
         self.trained = [p for p in model.parameters() if p.requires_grad]
-        self.average = None if settings.ema is None else ModelEMA(model, settings.ema)
+        self.average = None if config.ema_decay is None else ModelEMA(model, config.ema_decay)
         self.kept = model if self.average is None else self.average.model
         # Half-precision gradients of small values vanish without a scale; bf16 has the range of fp32 and needs none.
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.dtype == torch.float16)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.dtype == torch.float16)
         # The scaler leaves out steps whose gradients overflow, the first one perhaps; the schedule goes on all the
         # same.
         warnings.filterwarnings("ignore", r"Detected call of `lr_scheduler.step\(\)`")
-        self.selecting = min(settings.image_shares) < 1
+        self.selecting = min(config.hard_example_fraction) < 1
         self.losses = torch.full((len(train.labels),), math.inf, device=self.device)  # of each image when last seen
 
     @property
@@ -105,7 +67,7 @@ class Trainer:
     def begin_epoch(self, epoch: int) -> None:
         """Train the head alone, or everything. Frozen layers do not learn statistics either."""
         self.model.train()
-        frozen = epoch <= self.settings.freeze
+        frozen = epoch <= self.config.freeze_epochs
         for p in self.trained:
             p.requires_grad_(not frozen)
         if frozen:
@@ -121,9 +83,9 @@ class Trainer:
 
     def step(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Learn from a batch, and give its mean loss and its logits."""
-        smoothing, clip_norm = self.settings.label_smoothing, self.settings.clip_norm
+        smoothing, clip_norm = self.config.label_smoothing, self.config.clip_grad_norm
         images, others, weights = self.mix(batch.images, batch.labels)
-        with autocast(self.device, self.settings.dtype), self.convolutions:
+        with autocast(self.device, self.config.dtype), self.convolutions:
             logits = self.model(images)
         each = F.cross_entropy(logits, batch.labels, label_smoothing=smoothing, reduction="none")
         if weights is not None:

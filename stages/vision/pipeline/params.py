@@ -103,7 +103,7 @@ class ConvNet(Section):
     depth: Annotated[int, Field(ge=1, le=16)]
 
 
-class Plain(Section):
+class PlainCNN(Section):
     """The textbook's network."""
 
     widths: Annotated[list[Channels], Field(min_length=1, max_length=8)]
@@ -127,35 +127,30 @@ class Model(Section):
     name: Annotated[str, Field(pattern=r"^[a-z0-9_]+$", max_length=100)]
     image_size: Annotated[int, Field(ge=2, le=2048)] | None
     weights: Annotated[str, Field(max_length=4096), OneLine] | None
-    freeze: NonNegativeCount
+    freeze_epochs: NonNegativeCount
     convnet: ConvNet
-    plain: Plain
+    plain_cnn: PlainCNN
     torchvision: Torchvision
 
     @property
     def family(self) -> str:
         """The section that describes the network `name`."""
-        return self.name if self.name in ("convnet", "plain") else "torchvision"
+        return self.name if self.name in ("convnet", "plain_cnn") else "torchvision"
 
 
-class Train(Section):
-    """The optimisation."""
+class Optimizer(Section):
+    """The optimizer; `train.lr` is its learning rate."""
 
-    device: Literal["auto", "cuda", "mps", "cpu"]
-    precision: Literal["auto", "fp32", "bf16", "fp16"]
-    deterministic: bool
-    epochs: Annotated[int, Field(ge=1, le=100_000)]
-    batch_size: Annotated[int, Field(ge=2, le=1_000_000)]
-    optimizer: Literal["muon", "sgd", "adam", "adamw"]
-    lr: Rate
-    other_lr: Rate
+    name: Literal["muon", "sgd", "adam", "adamw"]
+    adamw_lr: Rate
     momentum: Fraction
     nesterov: bool
     weight_decay: Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
-    schedule: Literal["constant", "step", "cosine", "one_cycle", "linear"]
-    warmup: Fraction
-    clip_norm: Rate | None
-    label_smoothing: Fraction
+
+
+class Augment(Section):
+    """Augmentation of the training images."""
+
     flip: Literal["none", "random", "alternate"]
     crop_padding: Annotated[int, Field(ge=0, le=64)]
     rotation: Annotated[float, Field(ge=0, le=180, allow_inf_nan=False)]
@@ -163,9 +158,27 @@ class Train(Section):
     cutout: Annotated[int, Field(ge=0, le=4096)]
     mixup: Strength
     cutmix: Strength
-    image_scales: Parts
-    image_shares: Parts
-    ema: Annotated[float, Field(gt=0, lt=1)] | None
+
+
+class Train(Section):
+    """The training."""
+
+    device: Literal["auto", "cuda", "mps", "cpu"]
+    precision: Literal["auto", "fp32", "bf16", "fp16"]
+    deterministic: bool
+    amx_convolution: Literal["auto", "off"]
+    epochs: Annotated[int, Field(ge=1, le=100_000)]
+    batch_size: Annotated[int, Field(ge=2, le=1_000_000)]
+    lr: Rate
+    schedule: Literal["constant", "step", "cosine", "one_cycle", "linear"]
+    warmup: Fraction
+    optimizer: Optimizer
+    augment: Augment
+    clip_grad_norm: Rate | None
+    label_smoothing: Fraction
+    progressive_resizing: Parts
+    hard_example_fraction: Parts
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None
     keep: Literal["val_loss", "val_accuracy", "last"]
     patience: Count | None
     checkpoint_seconds: Positive | None
@@ -182,8 +195,8 @@ class Evaluate(Section):
     """The test."""
 
     batch_size: Annotated[int, Field(ge=1, le=1_000_000)]
-    views: Literal["one", "flip", "shift"]
-    unsure: Annotated[float, Field(ge=0, le=1)]
+    tta: Literal["none", "flip", "shift"]
+    tta_fraction: Annotated[float, Field(ge=0, le=1)]
 
 
 class Report(Section):

@@ -185,7 +185,9 @@ class _MlflowRun(Run):
         self._figures: list[tuple[str, float, int, int]] = []
 
     def describe(self, params: Params, stats: Stats) -> None:
-        others = {"convnet", "plain", "torchvision"} - {params.model.family}  # sections that say nothing of this model
+        others = {"convnet", "plain_cnn", "torchvision"} - {
+            params.model.family
+        }  # sections that say nothing of this model
         made_with = params.model_dump(include={"seed", "preprocess", "model", "train"}, exclude={"model": others})
         self._outbox.put({"call": "log", "params": dict(_flat(made_with))})
         digest = (provenance.data_hash() or stats.split_digest)[:36]  # as many characters as MLflow keeps

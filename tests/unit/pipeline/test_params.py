@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from vision.core import device, inference
 from vision.core.augment import crop_flip
-from vision.core.optim import factory, schedules
+from vision.core.optim import optimizers, schedules
 from vision.pipeline.errors import UserError
 from vision.pipeline.params import Evaluate, Params, Section, Train, load_params
 from vision.pipeline.paths import ROOT

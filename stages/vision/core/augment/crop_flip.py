@@ -5,12 +5,10 @@ mirror images as one block of memory. No pixel is invented, and one gather of ro
 combination. Everything here keeps bytes bytes.
 """
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
-Flip = Literal["none", "random", "alternate"]
+from vision.core.config import Flip
 
 
 def reflected(index: Tensor, size: int) -> Tensor:

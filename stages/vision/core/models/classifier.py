@@ -1,6 +1,7 @@
 """The networks, by name: one file a family; each maps normalised images [N, C, H, W] to logits [N, classes]."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -8,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vision.core.models.convnet import ConvNet
-from vision.core.models.plain_cnn import PlainCNN
+from vision.core.models.plain_cnn import PlainCNN, PlainCNNConfig
 from vision.core.models.torchvision_models import build_torchvision
 
 MOST_PARAMETERS = 10**9
@@ -69,42 +70,48 @@ class Classifier(nn.Module):
             initialize(self.normalized(images[: max(1, int(5000 * 32 * 32 / pixels))]))
 
 
-def build(
-    name: str,
-    options: dict[str, Any],
-    image_shape: Sequence[int],
-    classes: int,
-    mean: Sequence[float],
-    std: Sequence[float],
-    image_size: int | None = None,
-) -> Classifier:
+@dataclass(frozen=True)
+class InputSpec:
+    """The images that a classifier is given.
+
+    Attributes:
+        image_shape: [H, W, C].
+        mean: of each channel, for pixels in [0, 1].
+        std: of each channel.
+        image_size: pixels of the shorter side that images are resized to inside the model. None leaves them.
+    """
+
+    image_shape: Sequence[int]
+    mean: Sequence[float]
+    std: Sequence[float]
+    image_size: int | None = None
+
+
+def build(name: str, options: dict[str, Any], inputs: InputSpec, classes: int) -> Classifier:
     """Make a classifier, its weights random (seed with `torch.manual_seed`).
 
     Args:
-        name: "convnet", "plain" or what torchvision calls a classifier of its own.
+        name: "convnet", "plain_cnn" or what torchvision calls a classifier of its own.
         options: what the family's class or function takes beside the shape and the classes.
-        image_shape: [H, W, C] of the images that it is given.
+        inputs: the images that it is given.
         classes: how many.
-        mean: of each channel, for pixels in [0, 1].
-        std: of each channel.
-        image_size: pixels of the shorter side that images are enlarged or shrunk to first; None leaves them.
 
     Raises:
         ValueError: there is no such network, or not for such images; the message names the parameter.
     """
-    input_scale = 1.0 if image_size is None else image_size / min(image_shape[:2])
-    *size, channels = image_shape
+    input_scale = 1.0 if inputs.image_size is None else inputs.image_size / min(inputs.image_shape[:2])
+    *size, channels = inputs.image_shape
     seen = [*(round(input_scale * pixels) for pixels in size), channels]
 
     def made() -> nn.Module:
         if name == "convnet":
             return ConvNet(channels, classes, **options)
-        return PlainCNN(seen, classes, **options)
+        return PlainCNN(seen, classes, PlainCNNConfig(**options))
 
-    if name in ("convnet", "plain"):
+    if name in ("convnet", "plain_cnn"):
         with torch.device("meta"):  # where tensors have a shape, and take no memory
             parameters = sum(p.numel() for p in made().parameters())
         if parameters > MOST_PARAMETERS:
             raise ValueError(f"model.{name}: {parameters:,} parameters are more than {MOST_PARAMETERS:,}; use fewer")
-    network = made() if name in ("convnet", "plain") else build_torchvision(name, seen, classes, **options)
-    return Classifier(network, mean, std, input_scale).to(memory_format=torch.channels_last)
+    network = made() if name in ("convnet", "plain_cnn") else build_torchvision(name, seen, classes, **options)
+    return Classifier(network, inputs.mean, inputs.std, input_scale).to(memory_format=torch.channels_last)

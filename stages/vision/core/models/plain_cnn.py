@@ -1,10 +1,24 @@
 """The convolutional net of the textbooks and tutorials: convolutions with ReLU and pooling, then linear layers."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class PlainCNNConfig:
+    """The shape of a plain CNN. params.yaml describes each value."""
+
+    widths: Sequence[int]
+    depth: int
+    kernel: int
+    padding: str
+    batch_norm: bool
+    hidden: Sequence[int]
+    dropout: float
 
 
 class PlainCNN(nn.Module):
@@ -14,19 +28,8 @@ class PlainCNN(nn.Module):
     classes, with dropout before each. So it takes images of one size alone.
     """
 
-    def __init__(
-        self,
-        image_shape: Sequence[int],
-        classes: int,
-        widths: Sequence[int],
-        depth: int,
-        kernel: int,
-        padding: str,
-        batch_norm: bool,
-        hidden: Sequence[int],
-        dropout: float,
-    ) -> None:
-        """Make the net with random weights, for images of `image_shape` [H, W, C]; `padding` is "same" or "valid".
+    def __init__(self, image_shape: Sequence[int], classes: int, config: PlainCNNConfig) -> None:
+        """Make the net with random weights, for images of `image_shape` [H, W, C].
 
         Raises:
             ValueError: nothing is left of the image; the message names the parameter.
@@ -34,28 +37,30 @@ class PlainCNN(nn.Module):
         super().__init__()
         *size, channels = image_shape
         layers: list[nn.Module] = []
-        for width in widths:
-            for place in range(depth):
-                layers.append(nn.Conv2d(channels, width, kernel, padding=padding, bias=not batch_norm))
-                if batch_norm:
+        for width in config.widths:
+            for place in range(config.depth):
+                layers.append(
+                    nn.Conv2d(channels, width, config.kernel, padding=config.padding, bias=not config.batch_norm)
+                )
+                if config.batch_norm:
                     layers.append(nn.BatchNorm2d(width))
-                if place == depth - 1:
+                if place == config.depth - 1:
                     # The same as after ReLU, which then has a quarter of the work.
                     layers.append(nn.MaxPool2d(2))
                 layers.append(nn.ReLU())
                 channels = width
-                size = [pixels - (kernel - 1 if padding == "valid" else 0) for pixels in size]
+                size = [pixels - (config.kernel - 1 if config.padding == "valid" else 0) for pixels in size]
             size = [pixels // 2 for pixels in size]
             if min(size) < 1:
                 raise ValueError(
-                    f"model.plain.widths: nothing is left of an image of {image_shape[0]}x{image_shape[1]} pixels "
-                    f"after {len(widths)} blocks; use fewer, or padding: same"
+                    f"model.plain_cnn.widths: nothing is left of an image of {image_shape[0]}x{image_shape[1]} pixels "
+                    f"after {len(config.widths)} blocks; use fewer, or padding: same"
                 )
         self.features = nn.Sequential(*layers)
-        sizes = [channels * size[0] * size[1], *hidden]
-        self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, hidden, strict=False))
+        sizes = [channels * size[0] * size[1], *config.hidden]
+        self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, config.hidden, strict=False))
         self.last = nn.Linear(sizes[-1], classes)
-        self.dropout = dropout
+        self.dropout = config.dropout
 
     def forward(self, images: Tensor) -> Tensor:
         """Map normalised images [N, C, H, W] to logits [N, classes]."""

@@ -1,7 +1,5 @@
 """Learning-rate schedules, step by step."""
 
-from typing import Literal
-
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import (
     ConstantLR,
@@ -13,10 +11,10 @@ from torch.optim.lr_scheduler import (
     SequentialLR,
 )
 
-Schedule = Literal["constant", "step", "cosine", "one_cycle", "linear"]
+from vision.core.config import ScheduleName
 
 
-def schedule(optimizer: Optimizer, name: Schedule, steps: int, warmup: float) -> LRScheduler | None:
+def build_schedule(optimizer: Optimizer, name: ScheduleName, steps: int, warmup: float) -> LRScheduler | None:
     """How the learning rate goes, step by step: up to its peak over the share `warmup` of all `steps`, then by `name`.
 
     "constant" stays, "step" falls to a tenth after half and again after three quarters of the steps that are left,
