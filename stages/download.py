@@ -1,12 +1,13 @@
 """Download: a published data set, checked against its pinned checksums, or a folder of images, into data/raw."""
 
-from vision.pipeline.paths import ROOT
-from vision.pipeline.stage import run_stage
+from vision.pipeline.stage import run_stage, start_stage
 
-# isort: split
-# What follows takes seconds to import; vision.stage stands before it so that Ctrl-C is one line even then.
+if __name__ == "__main__":
+    start_stage()  # before the slow imports, so that Ctrl-C during them prints one line
+
 from vision.datasets import cifar, download, image_folder
 from vision.pipeline.params import load_params
+from vision.pipeline.paths import ROOT
 from vision.storage import arrays
 
 

@@ -1,11 +1,10 @@
 """Score the model on the test split, which decides nothing in training; the figures join the model's MLflow run."""
 
-from vision.pipeline.errors import UserError
-from vision.pipeline.paths import ROOT
-from vision.pipeline.stage import peak_memory, run_stage
+from vision.pipeline.stage import peak_memory, run_stage, start_stage
 
-# isort: split
-# What follows takes seconds to import; vision.stage stands before it so that Ctrl-C is one line even then.
+if __name__ == "__main__":
+    start_stage()  # before the slow imports, so that Ctrl-C during them prints one line
+
 import time
 
 import numpy as np
@@ -16,7 +15,9 @@ from vision.core import inference
 from vision.core.config import TTAConfig
 from vision.core.device import choose, compute_deterministically, keep_freed_memory
 from vision.evaluation import scores
+from vision.pipeline.errors import UserError
 from vision.pipeline.params import Evaluate, load_params
+from vision.pipeline.paths import ROOT
 from vision.pipeline.progress import bar
 from vision.search import cpu_shares
 from vision.storage import arrays, atomic, tables

@@ -1,10 +1,10 @@
 """Split the images, bring them to one size, and find what pixels are normalised with."""
 
-from vision.pipeline.paths import ROOT
-from vision.pipeline.stage import run_stage
+from vision.pipeline.stage import run_stage, start_stage
 
-# isort: split
-# What follows takes seconds to import; vision.stage stands before it so that Ctrl-C is one line even then.
+if __name__ == "__main__":
+    start_stage()  # before the slow imports, so that Ctrl-C during them prints one line
+
 import hashlib
 
 import numpy as np
@@ -12,6 +12,7 @@ import numpy as np
 from vision.datasets import image_folder, splitting
 from vision.datasets.decoding import different_sizes, resized
 from vision.pipeline.params import load_params
+from vision.pipeline.paths import ROOT
 from vision.report import figures
 from vision.storage import arrays, atomic, tables
 from vision.storage.arrays import SPLITS, Split, Stats

@@ -1,11 +1,12 @@
 """One page to look at: how well the model does, where it errs, how it was trained; report/index.html holds it all."""
 
-from vision.pipeline.paths import ROOT, main_root
-from vision.pipeline.stage import peak_memory, run_stage
+from vision.pipeline.stage import peak_memory, run_stage, start_stage
 
-# isort: split
-# What follows takes seconds to import; vision.stage stands before it so that Ctrl-C is one line even then.
+if __name__ == "__main__":
+    start_stage()  # before the slow imports, so that Ctrl-C during them prints one line
+
 from vision.pipeline.params import load_params
+from vision.pipeline.paths import ROOT, main_root
 from vision.report import page
 from vision.report.results import read_results
 from vision.storage import atomic

@@ -1,11 +1,10 @@
 """Fit the network to the training split and keep the best weights by validation; the run is recorded in MLflow."""
 
-from vision.pipeline.errors import UserError, resource_hint
-from vision.pipeline.paths import ROOT, main_root
-from vision.pipeline.stage import peak_memory, run_stage
+from vision.pipeline.stage import peak_memory, run_stage, start_stage
 
-# isort: split
-# What follows takes seconds to import; vision.stage stands before it so that Ctrl-C is one line even then.
+if __name__ == "__main__":
+    start_stage()  # before the slow imports, so that Ctrl-C during them prints one line
+
 import operator
 import time
 from collections.abc import Callable
@@ -23,7 +22,9 @@ from vision.core.data import ImageDataset
 from vision.core.device import choose, compute_deterministically, environment, flush_denormals, keep_freed_memory
 from vision.core.models import classifier
 from vision.core.trainer import State
+from vision.pipeline.errors import UserError, resource_hint
 from vision.pipeline.params import Params, load_params
+from vision.pipeline.paths import ROOT, main_root
 from vision.pipeline.progress import bar
 from vision.search import cpu_shares, trials
 from vision.storage import arrays, tables
@@ -282,4 +283,4 @@ def headlines(summary: dict[str, float], pace: dict[str, float]) -> dict[str, fl
 
 
 if __name__ == "__main__":
-    run_stage(main, interrupted="`dvc repro` goes on from the last checkpoint")
+    run_stage(main, resume_hint="`dvc repro` resumes from the last checkpoint")

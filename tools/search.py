@@ -10,13 +10,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "stages"))
 
-# isort: split
-from vision.pipeline.errors import UserError
-from vision.pipeline.paths import ROOT
-from vision.pipeline.stage import run_stage
+from vision.pipeline.stage import run_stage, start_stage
 
-# isort: split
-# What follows takes seconds to import; vision.stage stands before it so that Ctrl-C is one line even then.
+if __name__ == "__main__":
+    start_stage()  # before the slow imports, so that Ctrl-C during them prints one line
+
 import argparse
 import difflib
 import json
@@ -35,7 +33,9 @@ import optuna
 from optuna.trial import TrialState
 from tqdm import tqdm
 
+from vision.pipeline.errors import UserError
 from vision.pipeline.params import Params, Searched, checked, load_params, names
+from vision.pipeline.paths import ROOT
 from vision.pipeline.progress import bar
 from vision.search import trials
 from vision.tracking import mlflow_run
@@ -325,4 +325,4 @@ def told(study: optuna.Study) -> str:
 
 
 if __name__ == "__main__":
-    run_stage(main, interrupted="`python tools/search.py` goes on from the trials that are over")
+    run_stage(main, resume_hint="`python tools/search.py` continues with the finished trials")

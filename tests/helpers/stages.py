@@ -164,6 +164,7 @@ def tree(root: Path) -> Tree:
     """Everything in a folder, and what changes with a file whenever it is written to."""
     found: Tree = {}
     for where, folders, names in os.walk(root):
+        folders[:] = [name for name in folders if name != ".dvc"]  # the lock files of running stages
         for name in folders + names:
             status = Path(where, name).lstat()
             written = () if stat.S_ISDIR(status.st_mode) else (status.st_size, status.st_mtime_ns, status.st_ino)

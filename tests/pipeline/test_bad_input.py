@@ -165,7 +165,7 @@ RUINS = [
     ("deep", lambda path: write(path, "[" * 100_000), "ROOT/{path}: not valid JSON (*); delete it and run `dvc repro`"),
     ("number", lambda path: write(path, "7"), "ROOT/{path}: must be *(got 7); delete it and run `dvc repro`"),
     ("list", lambda path: write(path, "[1]"), "ROOT/{path}: *must be *(got *1*); delete it and run `dvc repro`"),
-    ("folder", folder_instead, "ROOT/{path}: Is a directory"),
+    ("folder", folder_instead, "ROOT/{path}: Is a directory (set VISION_DEBUG=1 for the traceback)"),
 ]  # fmt: skip
 JSON: list[Row] = [
     (f"{stage}: {path}, {name}", stage, damage(path), line.format(path=path))
@@ -185,7 +185,7 @@ def swap_classes(document: Any) -> None:
 EDITED: list[tuple[str, str, str, Damage, str]] = [
     ("preprocess", CLASSES_JSON, "one class", write(CLASSES_JSON, '["cat"]'), "must have at least 2 items (got ['cat'])"),
     ("preprocess", CLASSES_JSON, "no class", write(CLASSES_JSON, "[]"), "must have at least 2 items (got [])"),
-    ("preprocess", CLASSES_JSON, "a class twice", write(CLASSES_JSON, '["cat", "cat"]'), "must have no name twice (got ['cat', 'cat'])"),
+    ("preprocess", CLASSES_JSON, "a class twice", write(CLASSES_JSON, '["cat", "cat"]'), "must have unique names (got ['cat', 'cat'])"),
     ("preprocess", CLASSES_JSON, "a number", write(CLASSES_JSON, '["cat", 1]'), "1: must be a valid string (got 1)"),
     ("train", STATS, "a mean of text", put(STATS, mean=["a", 0.5, 0.5]), "mean.0: must be a valid number (got 'a')"),
     ("train", STATS, "a mean of another length", put(STATS, mean=[0.5]), "must have a mean and a std for each of 3 channels (got *)"),
@@ -287,7 +287,7 @@ TABLES: list[Row] = [
         ("header alone", first_line, "holds no rows; delete it and run `dvc repro`"),
         ("binary", lambda path: write(path, b"\xff\x00\xfe\n" * 99), "not a table (*); delete it and run `dvc repro`"),
         ("a huge cell", lambda path: write(path, "a,b\n" + "x" * 10**6), "not a table (*); delete it and run `dvc repro`"),
-        ("folder", folder_instead, "Is a directory"),
+        ("folder", folder_instead, "Is a directory (set VISION_DEBUG=1 for the traceback)"),
     ]
 ]  # fmt: skip
 DAMAGED = "; delete the file and run `dvc repro`"
@@ -362,7 +362,7 @@ for stage, where, split in FILES:
                 ("a header of code", write(path, header("(__import__('os').mkdir('evil-was-here'),)")), broken),
                 ("floats", array(path, lambda values: values.astype(float)), f"{line}{dtype}{AGAIN}"),
                 ("one number", array(path, lambda values: values[(0,) * values.ndim]), apart),
-                ("folder", folder_instead(path), f"{line}Is a directory"),
+                ("folder", folder_instead(path), f"{line}Is a directory (set VISION_DEBUG=1 for the traceback)"),
             ][: None if split == "train" else 6]
         ]  # fmt: skip
     labels, images = f"{where}/{split}_labels.npy", f"{where}/{split}_images.npy"
@@ -727,11 +727,11 @@ YAML: list[tuple[str, Damage, str]] = [
     ("params.yaml a link to itself", both(remove(PARAMS), lambda root: (root / PARAMS).symlink_to(PARAMS)), "ROOT/params.yaml: Too many levels of symbolic links"),
     ("a source with NUL", set_params(download={"source": "a\0b"}), f"{DOCUMENT}download.source: must have no line breaks and no control characters (got 'a\\x00b')"),
     ("a source of two lines", set_params(download={"source": "a\nb"}), f"{DOCUMENT}download.source: must have no line breaks and no control characters (got 'a\\nb')"),
-    ("a source of blanks", set_params(download={"source": "  "}), f"{DOCUMENT}download.source: must have more than blanks (got '  ')"),
+    ("a source of blanks", set_params(download={"source": "  "}), f"{DOCUMENT}download.source: must not be blank (got '  ')"),
     ("a source without end", set_params(download={"source": "x" * 10_000}), f"{DOCUMENT}download.source: must have at most 4096 characters (got 'x*…)"),
     ("a title without end", set_params(report={"title": "x" * 100_000}), f"{DOCUMENT}report.title: must have at most 1000 characters (got 'x*…)"),
     ("a title with NUL", set_params(report={"title": "a\0"}), f"{DOCUMENT}report.title: must have no line breaks and no control characters (got 'a\\x00')"),
-    ("an experiment of blanks", set_params(tracking={"experiment": " "}), f"{DOCUMENT}tracking.experiment: must have more than blanks (got ' ')"),
+    ("an experiment of blanks", set_params(tracking={"experiment": " "}), f"{DOCUMENT}tracking.experiment: must not be blank (got ' ')"),
     ("an experiment of two lines", set_params(tracking={"experiment": "a\nb"}), f"{DOCUMENT}tracking.experiment: must have no line breaks and no control characters (got 'a\\nb')"),
 ]  # fmt: skip
 PARAMETERS: list[Row] = [(name, "download", damage, line) for name, damage, line in YAML]

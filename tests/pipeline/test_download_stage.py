@@ -291,7 +291,7 @@ def test_an_interruption_cleans_up(number: signal.Signals, clone: Path) -> None:
             os.killpg(process.pid, number)  # a terminal's Ctrl-C reaches them all
         _, complaints = process.communicate(timeout=20)
         assert process.returncode == 130
-        assert complaints.splitlines()[-1] == "download: interrupted; `dvc repro` begins this stage anew"
+        assert complaints.splitlines()[-1] == "download: interrupted; `dvc repro` starts this stage again"
         assert "Traceback" not in complaints
         assert all_gone(process.pid)
     assert list((clone.parent / "temporary").glob("cifar10-*")) == []

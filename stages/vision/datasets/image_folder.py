@@ -12,7 +12,7 @@ import numpy as np
 from vision.datasets.decoding import SUFFIXES, decode, in_threads
 from vision.pipeline.errors import UserError
 from vision.pipeline.paths import resolve_path
-from vision.pipeline.validation import breaks, printable
+from vision.pipeline.validation import has_control_characters, printable
 from vision.storage.atomic import atomic_directory
 
 SPLITS = {"train", "test"}
@@ -177,7 +177,7 @@ def _walk(folder: Path, links: bool) -> tuple[list[Path], list[Path]]:
                 _refuse_link(path, folder)
             if not path.is_file():
                 raise UserError(f"{inside} is a special file; remove it")
-            if breaks(str(inside)):
+            if has_control_characters(str(inside)):
                 raise UserError(f"{printable(inside)}: the name has control characters or is not UTF-8; rename it")
             images.append(inside)
     return sorted(images), sorted(others)

@@ -29,11 +29,11 @@ from vision.pipeline.validation import (
     NonNegativeCount,
     OneLine,
     Positive,
-    all_different,
-    got,
-    place,
+    check_unique,
+    format_error,
+    format_input,
+    format_location,
     printable,
-    told,
 )
 
 # Bounds that no good value comes near, and beyond which float32 overflows or a figure takes all memory.
@@ -76,7 +76,7 @@ class Download(Section):
 class Preprocess(Section):
     """How the images are chosen, sized, split and described."""
 
-    classes: Annotated[list[str], Field(min_length=2), AfterValidator(all_different)] | None
+    classes: Annotated[list[str], Field(min_length=2), AfterValidator(check_unique)] | None
     image_size: Annotated[int, Field(ge=8, le=1024)] | None
     test_fraction: Annotated[float, Field(gt=0, le=0.5)]
     val_fraction: Annotated[float, Field(ge=0, le=0.5)]
@@ -294,7 +294,9 @@ def checked(document: object, where: str) -> Params:
         mistakes = error.errors(include_url=False)[:_MOST_TOLD]
         meant = {_nearest(details["loc"]) for details in mistakes if details["type"] == "extra_forbidden"}
         # A key that is missing because it is misspelt is one mistake, not two.
-        lines = [_explain(one) for one in mistakes if not (one["type"] == "missing" and place(one["loc"]) in meant)]
+        lines = [
+            _explain(one) for one in mistakes if not (one["type"] == "missing" and format_location(one["loc"]) in meant)
+        ]
         if error.error_count() > _MOST_TOLD:
             lines.append(f"and {error.error_count() - _MOST_TOLD:,} more mistakes")
         raise UserError("\n".join(f"{where}: {line}" for line in lines)) from None
@@ -362,19 +364,19 @@ def _read_yaml(path: Path) -> object:
 
 def _explain(details: ErrorDetails) -> str:
     """One line for one pydantic error, which knows of the other keys of the section."""
-    where = place(details["loc"])
+    where = format_location(details["loc"])
     match details["type"]:
         case "extra_forbidden":
             near = _nearest(details["loc"])
             known = ", ".join(_section(details["loc"]).model_fields)
             return f"{where}: unknown key; " + (f"did you mean {near}?" if near else f"known here: {known}")
         case "model_type" | "model_attributes_type":
-            received = got(details["input"])
+            received = format_input(details["input"])
             return f"{where}: must be a section of keys {received}" if where else "must be a mapping of sections"
         case "invalid_key":
             return f"{where}: a key must be text"
         case _:
-            return told(details)
+            return format_error(details)
 
 
 def _section(location: tuple[int | str, ...]) -> type[BaseModel]:
@@ -390,4 +392,4 @@ def _section(location: tuple[int | str, ...]) -> type[BaseModel]:
 def _nearest(location: tuple[int | str, ...]) -> str | None:
     """The known key that an unknown one at `location` looks like, as a path; None where there is none."""
     near = difflib.get_close_matches(str(location[-1]), _section(location).model_fields, n=1, cutoff=0.5)
-    return place((*location[:-1], near[0])) if near else None
+    return format_location((*location[:-1], near[0])) if near else None

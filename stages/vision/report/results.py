@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, ConfigDict
 from typing_extensions import TypedDict
 
 from vision.pipeline.errors import UserError
-from vision.pipeline.validation import Count, Finite, Line, NonNegativeCount, NotNegative, Positive, Share, printable
+from vision.pipeline.validation import Count, Finite, Line, NonNegative, NonNegativeCount, Positive, Share, printable
 from vision.storage import arrays
 from vision.storage.tables import read_csv, read_json
 from vision.tracking.run import Record
@@ -50,9 +50,9 @@ class Trained(TypedDict):
 class Speed(TypedDict):
     """metrics/speed.json."""
 
-    seconds: NotNegative
+    seconds: NonNegative
     images_per_s: Positive
-    share_of_peak: NotNegative
+    share_of_peak: NonNegative
     peak_tflops: Positive
 
 

@@ -17,7 +17,7 @@ from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
 from vision.pipeline.errors import UserError
-from vision.pipeline.validation import Count, Finite, Positive, all_different
+from vision.pipeline.validation import Count, Finite, Positive, check_unique
 from vision.storage.atomic import atomic_directory
 from vision.storage.tables import read_json, write_json
 
@@ -35,7 +35,7 @@ class Split:
     labels: np.ndarray
 
 
-Names = Annotated[list[str], Field(min_length=2, max_length=2**16), AfterValidator(all_different)]
+Names = Annotated[list[str], Field(min_length=2, max_length=2**16), AfterValidator(check_unique)]
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json
 
 from vision.pipeline.errors import UserError
-from vision.pipeline.validation import told
+from vision.pipeline.validation import format_error
 from vision.storage.atomic import atomic_write
 
 
@@ -33,7 +33,7 @@ def read_json(path: Path, kind: Any = Any) -> Any:
     except FileNotFoundError:
         raise UserError(f"{path}: not found; `dvc repro` makes it") from None
     except ValidationError as error:
-        raise UserError(f"{path}: {told(error.errors()[0])}; delete it and run `dvc repro`") from None
+        raise UserError(f"{path}: {format_error(error.errors()[0])}; delete it and run `dvc repro`") from None
     except ValueError as error:
         raise UserError(f"{path}: not valid JSON ({error}); delete it and run `dvc repro`") from None
 
@@ -60,7 +60,7 @@ def read_csv(path: Path, kind: Any = dict[str, str]) -> list[Any]:
         raise UserError(f"{path}: not found; `dvc repro` makes it") from None
     except ValidationError as error:
         row, *column = error.errors()[0]["loc"]
-        mistake = told({**error.errors()[0], "loc": tuple(column)})
+        mistake = format_error({**error.errors()[0], "loc": tuple(column)})
         raise UserError(f"{path}: line {int(row) + 2}: {mistake}; delete the file and run `dvc repro`") from None
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: not a table ({error}); delete it and run `dvc repro`") from None
