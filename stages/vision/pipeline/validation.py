@@ -63,6 +63,8 @@ def format_error(details: ErrorDetails) -> str:
             return f"not valid JSON ({context['error']})"
         case "missing":
             return f"{start}missing"
+        case "extra_forbidden":
+            return f"{start}unknown key"
         case "literal_error":
             return f"{start}must be {context['expected']} {format_input(details['input'])}"
         case _:
