@@ -16,6 +16,7 @@ from vision.pipeline.paths import ROOT
 from vision.report import figures
 from vision.storage import arrays, atomic, tables
 from vision.storage.arrays import SPLITS, Split, Stats
+from vision.storage.schemas import DatasetMetrics
 
 
 def main() -> None:
@@ -62,7 +63,7 @@ def main() -> None:
         test_files=[pictures[row].relative_to(directory).as_posix() for row in rows] if holds_files else None,
     )
     arrays.write_processed(ROOT / "data/processed", chosen, stats)
-    tables.write_json(ROOT / "metrics/dataset.json", splitting.counts(chosen, names))
+    tables.write_json(ROOT / "metrics/dataset.json", DatasetMetrics.model_validate(splitting.counts(chosen, names)))
 
     picture = figures.sample_grid(
         chosen["train"].images, chosen["train"].labels, names, per_class=settings.samples_per_class

@@ -23,6 +23,7 @@ import dvc.api
 from dvc.exceptions import DvcException
 
 from vision.pipeline.errors import UserError
+from vision.pipeline.formatting import format_value
 from vision.pipeline.params import names
 from vision.pipeline.paths import ROOT
 
@@ -104,14 +105,14 @@ def grouped(rows: Sequence[Row], baseline: Row) -> dict[str, list[Row]]:
 def changed(row: Row, baseline: Row, leaving_out: Collection[str] = ()) -> str:
     """What an experiment changed in the baseline's parameters, as words for `-S`."""
     names = [name for name in PARAMETERS if name not in leaving_out and row.get(name) != baseline.get(name)]
-    return " ".join(f"{name}={plain(row.get(name))}" for name in names)
+    return " ".join(f"{name}={parameter(row.get(name))}" for name in names)
 
 
-def plain(value: object) -> str:
-    """A parameter as it stands in params.yaml; DVC has made a float of every number and text of null."""
-    if isinstance(value, float):
-        return f"{value:.10g}"
-    return "null" if value in (None, "None") else str(value)
+def parameter(value: object) -> str:
+    """Format a parameter for `-S`; DVC returns every number as a float and null as text."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return format_value(None if value == "None" else value, digits=10)
 
 
 def figures(rows: Sequence[Row], name: str) -> list[float]:

@@ -34,6 +34,7 @@ from optuna.trial import TrialState
 from tqdm import tqdm
 
 from vision.pipeline.errors import UserError
+from vision.pipeline.formatting import format_value
 from vision.pipeline.params import Params, Searched, checked, load_params, names
 from vision.pipeline.paths import ROOT
 from vision.pipeline.progress import bar
@@ -226,7 +227,7 @@ def conclude(study: optuna.Study, one: Running, run: Run, progress: "tqdm[Any]")
     else:
         study.tell(one.trial, state=TrialState.FAIL)
         ended = f"failed: {reason(one.log)}"
-    changed = ", ".join(f"{name}={plain(value)}" for name, value in one.trial.params.items())
+    changed = ", ".join(f"{name}={format_value(value, digits=4)}" for name, value in one.trial.params.items())
     validated = "" if accuracy is None else f"validation accuracy {accuracy:.2%} in the epoch kept, "
     progress.write(f"{one.name}: {validated}{ended}; {changed}")
     if is_over:
@@ -269,14 +270,9 @@ def table(study: optuna.Study, rows: int = 10) -> str:
     for trial in ranking(study)[:rows]:
         accuracy = trial.user_attrs.get("val_accuracy")
         cells = [f"{study.study_name}-{trial.number}", "" if accuracy is None else f"{accuracy:.2%}"]
-        values = [plain(trial.params.get(name, "")) for name in searched]
+        values = [format_value(trial.params.get(name, ""), digits=4) for name in searched]
         lines.append([*cells, trial.user_attrs.get("ended", ""), *values])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def plain(value: object) -> str:
-    """A parameter's value in few characters."""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def draw(study: optuna.Study, run: Run) -> None:

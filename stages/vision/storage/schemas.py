@@ -130,7 +130,7 @@ class MlflowRecord(_Schema):
 
 
 class RunRecord(_Schema):
-    """metrics/run.json: the MLflow run and the TensorBoard folder of a model (None if disabled), and the environment."""
+    """metrics/run.json: the MLflow run and TensorBoard folder of a model (None if disabled), and its environment."""
 
     mlflow: MlflowRecord | None
     tensorboard: Annotated[Line, Field(pattern=r"^tensorboard/[^/]+$")] | None
