@@ -19,10 +19,10 @@ from vision.pipeline.errors import UserError
 from vision.pipeline.params import Evaluate, load_params
 from vision.pipeline.paths import ROOT
 from vision.pipeline.progress import bar
+from vision.pipeline.schemas import RunRecord, TestMetrics
 from vision.search import cpu_shares
 from vision.storage import arrays, atomic, tables
 from vision.storage.arrays import Stats
-from vision.storage.schemas import RunRecord, TestMetrics
 from vision.tracking import mlflow_run
 
 

@@ -11,12 +11,12 @@ import numpy as np
 
 from vision.datasets import image_folder, splitting
 from vision.datasets.decoding import different_sizes, resized
+from vision.datasets.sample_grid import sample_grid
 from vision.pipeline.params import load_params
 from vision.pipeline.paths import ROOT
-from vision.report import figures
+from vision.pipeline.schemas import DatasetMetrics
 from vision.storage import arrays, atomic, tables
 from vision.storage.arrays import SPLITS, Split, Stats
-from vision.storage.schemas import DatasetMetrics
 
 
 def main() -> None:
@@ -65,9 +65,7 @@ def main() -> None:
     arrays.write_processed(ROOT / "data/processed", chosen, stats)
     tables.write_json(ROOT / "metrics/dataset.json", DatasetMetrics.model_validate(splitting.counts(chosen, names)))
 
-    picture = figures.sample_grid(
-        chosen["train"].images, chosen["train"].labels, names, per_class=settings.samples_per_class
-    )
+    picture = sample_grid(chosen["train"], names, per_class=settings.samples_per_class)
     with atomic.atomic_write(ROOT / "data/samples.png") as temporary:
         picture.savefig(temporary, format="png")
     sizes = ", ".join(f"{len(chosen[name].labels):,} {name}" for name in SPLITS)

@@ -26,10 +26,10 @@ from vision.pipeline.errors import UserError, resource_hint
 from vision.pipeline.params import Params, load_params
 from vision.pipeline.paths import ROOT, main_root
 from vision.pipeline.progress import bar
+from vision.pipeline.schemas import HistoryRow, RunRecord, SpeedMetrics, TrainMetrics
 from vision.search import cpu_shares, trials
 from vision.storage import arrays, tables
 from vision.storage.arrays import Split, Stats
-from vision.storage.schemas import HistoryRow, RunRecord, SpeedMetrics, TrainMetrics
 from vision.tracking import mlflow_run
 
 Row = dict[str, float | None]

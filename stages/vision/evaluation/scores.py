@@ -1,6 +1,6 @@
 """Scores of a classifier, from its probabilities and the labels; computed by scikit-learn where it has them.
 
-To add a score to the test: compute it in `summarize` and declare it in `storage.schemas.TestMetrics`.
+To add a score to the test: compute it in `summarize` and declare it in `pipeline.schemas.TestMetrics`.
 """
 
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from sklearn.metrics import accuracy_score, confusion_matrix, log_loss, precision_recall_fscore_support
 
-from vision.storage.schemas import CalibrationBin, ClassScores
+from vision.pipeline.schemas import CalibrationBin, ClassScores
 
 
 def summarize(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
@@ -69,11 +69,11 @@ def calibration(labels: np.ndarray, probabilities: np.ndarray, bins: int = 15) -
     bin_of_image = np.clip(np.digitize(confidence, edges, right=True) - 1, 0, bins - 1)
     return [
         CalibrationBin(
-            confidence_from=edges[index],
-            confidence_to=edges[index + 1],
-            images=inside.sum(),
-            confidence=confidence[inside].mean(),
-            accuracy=correct[inside].mean(),
+            confidence_from=float(edges[index]),
+            confidence_to=float(edges[index + 1]),
+            images=int(inside.sum()),
+            confidence=float(confidence[inside].mean()),
+            accuracy=float(correct[inside].mean()),
         )
         for index in np.unique(bin_of_image)
         for inside in [bin_of_image == index]

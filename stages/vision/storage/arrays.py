@@ -149,6 +149,11 @@ def read_split(
     return Split(images, labels)
 
 
+def evenly_spaced(total: int, count: int) -> np.ndarray:
+    """Return up to `count` distinct indices below `total`, int [min(total, count)], evenly spaced and ascending."""
+    return np.linspace(0, total - 1, min(total, count)).round().astype(int)
+
+
 def _save_split(folder: Path, name: str, split: Split) -> None:
     _save_array(folder / f"{name}_images.npy", split.images)
     _save_array(folder / f"{name}_labels.npy", split.labels)

@@ -1,6 +1,6 @@
 import pytest
 
-from vision.pipeline.formatting import format_value
+from vision.pipeline.formatting import format_value, shorten
 
 
 @pytest.mark.parametrize(
@@ -23,3 +23,9 @@ def test_values_are_formatted_as_in_params_yaml(value: object, text: str) -> Non
 
 def test_a_float_has_as_many_digits_as_wanted() -> None:
     assert format_value(2 / 3, digits=3) == "0.667"
+
+
+def test_a_long_name_is_shortened_to_one_line() -> None:
+    assert shorten("sea\nlion") == "sea lion"
+    assert shorten("abcdef", length=6) == "abcdef"
+    assert shorten("abcdefg", length=6) == "abcde…"

@@ -85,3 +85,10 @@ def test_an_array_is_written_like_by_numpy(tmp_path: Path) -> None:
         np.save(tmp_path / f"{number}.npy", np.ascontiguousarray(array))
         arrays._save_array(tmp_path / "written.npy", array)
         assert (tmp_path / "written.npy").read_bytes() == (tmp_path / f"{number}.npy").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("total", "count", "expected"), [(5, 2, [0, 4]), (3, 9, [0, 1, 2]), (9, 3, [0, 4, 8]), (0, 4, []), (7, 1, [0])]
+)
+def test_evenly_spaced(total: int, count: int, expected: list[int]) -> None:
+    assert arrays.evenly_spaced(total, count).tolist() == expected

@@ -88,7 +88,7 @@ class HistoryRow(_Schema):
 class ClassScores(_Schema):
     """A row of metrics/per_class.csv: the scores of one class on the test split."""
 
-    name: str = Field(alias="class")
+    name: str = Field(validation_alias="class", serialization_alias="class")
     precision: Share
     recall: Share
     f1: Share
