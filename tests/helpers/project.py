@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 import official_formats
+from merging import deep_merge
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 NEVER_ALIKE = {"metrics/run.json", "metrics/speed.json", "report/index.html"}
@@ -67,9 +68,7 @@ class Project:
     def set(self, **sections: dict[str, object]) -> None:
         """Change params.yaml."""
         path = self.root / "params.yaml"
-        document = yaml.safe_load(path.read_text())
-        for section, values in sections.items():
-            document[section] |= values
+        document = deep_merge(yaml.safe_load(path.read_text()), sections)
         # Another file: one of the same size and second Git may take for the one that it knows.
         changed = path.with_suffix(".changed")
         changed.write_text(yaml.safe_dump(document, sort_keys=False))

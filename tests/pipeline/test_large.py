@@ -23,7 +23,7 @@ LIMITS = {"download": 2_300, "preprocess": 2_300, "train": 3_000, "evaluate": 1_
 def test_memory_does_not_grow_over_200_epochs(tmp_path: Path) -> None:
     project = clone(tmp_path)
     # Images of one size all the time, as larger ones take more; a checkpoint whenever it may be.
-    project.set(train={"epochs": 200, "image_scales": [1.0], "checkpoint_seconds": 0.01})
+    project.set(train={"epochs": 200, "progressive_resizing": [1.0], "checkpoint_seconds": 0.01})
     process = project.start("dvc", "repro", "train")
     assert process.stdout is not None
     lines, held = [], []

@@ -195,7 +195,7 @@ def test_a_mistake_in_params_stops_before_anything_is_done(project: Project) -> 
 
 
 def test_a_training_that_diverges_says_so_and_fails_its_run(project: Project) -> None:
-    command = ["-S", "train.optimizer=sgd", "-S", "train.lr=1e30"]
+    command = ["-S", "train.optimizer.name=sgd", "-S", "train.lr=1e30"]
     output = project.run("dvc", "exp", "run", *command, status=255)
     assert "train: diverged: training loss in epoch 1" in output
     assert "lower train.lr" in output
@@ -221,7 +221,7 @@ QUICK = {"conv16_32", "speedrun94"}
 def test_a_recipe_runs_and_what_stands_behind_it_wins(project: Project, recipe: str) -> None:
     words = (project.root / "recipes" / recipe).read_text().split()
     # An average of a thousand steps would be of the first weights here.
-    small = ["-S", "model.convnet.widths=[8,16]", "-S", "train.epochs=3", "-S", "train.ema=null"]
+    small = ["-S", "model.convnet.widths=[8,16]", "-S", "train.epochs=3", "-S", "train.ema_decay=null"]
     if not any(word.startswith("train.batch_size") for word in words):
         small += ["-S", "train.batch_size=50"]
     output = project.run("dvc", "exp", "run", "-n", recipe, *words, *small)
@@ -249,7 +249,7 @@ def test_a_model_of_some_classes_is_where_one_of_others_begins(project: Project)
     weights = project.root.parent / "first.pt"
     shutil.copy(project.root / "models/model.pt", weights)
     others = "preprocess.classes=[dog,frog,horse]"
-    second = train("second", others, f"model.weights={weights}", "model.freeze=3", "train.epochs=3")
+    second = train("second", others, f"model.weights={weights}", "model.freeze_epochs=3", "train.epochs=3")
     assert project.json("models/model.json")["classes"] == ["dog", "frog", "horse"]
     assert second["network.last.weight"].shape == (3, 16)
     body = {name for name in first if name.startswith(("network.first", "network.blocks"))}
@@ -271,7 +271,7 @@ def test_a_network_of_torchvision_trains_on_enlarged_images_and_is_logged(projec
     newest, *_ = runs(project)
     assert newest.info.status == "FINISHED"
     assert newest.outputs is not None
-    assert "model.plain.widths" not in newest.data.params
+    assert "model.plain_cnn.widths" not in newest.data.params
     assert newest.data.params["model.torchvision.stem"] == "standard"
     project.run("git", "checkout", "--quiet", ".")
     project.run("dvc", "checkout")
@@ -281,10 +281,13 @@ def test_a_network_of_torchvision_trains_on_enlarged_images_and_is_logged(projec
     ("settings", "says"),
     [
         (["model.name=vit_b_32", "model.torchvision.stem=standard"], "the network cannot take images of 20x20 pixels"),
-        (["model.name=plain", "train.optimizer=sgd"], "the network cannot take images of 20x20 pixels, 0.625 of their"),
         (
-            ["model.name=plain"],
-            "params.yaml: train.optimizer: muon keeps the filters at one norm, so it is for networks",
+            ["model.name=plain_cnn", "train.optimizer.name=sgd"],
+            "the network cannot take images of 20x20 pixels, 0.625 of their",
+        ),
+        (
+            ["model.name=plain_cnn"],
+            "params.yaml: train.optimizer.name: muon keeps the filters at one norm, so it is for networks",
         ),
         (
             ["model.name=resnet17"],

@@ -24,8 +24,8 @@ SEARCH: dict[str, object] = {
     "pruner": "halving",
     "space": [
         {"parameter": "train.lr", "choices": [1e-6, 0.1]},  # one that learns nothing, and one that does
-        {"parameter": "train.other_lr", "low": 0.01, "high": 0.02, "log": True},
-        {"parameter": "train.crop_padding", "low": 0, "high": 2},
+        {"parameter": "train.optimizer.adamw_lr", "low": 0.01, "high": 0.02, "log": True},
+        {"parameter": "train.augment.crop_padding", "low": 0, "high": 2},
     ],
 }
 

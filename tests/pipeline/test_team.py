@@ -150,7 +150,15 @@ def test_two_clones_train_at_once_on_one_server(first: Project, second: Project,
     }
     processes = [
         project.start(
-            "dvc", "exp", "run", "-n", name, "-S", f"train.lr={rates[name]}", "-S", f"train.other_lr={rates[name]}"
+            "dvc",
+            "exp",
+            "run",
+            "-n",
+            name,
+            "-S",
+            f"train.lr={rates[name]}",
+            "-S",
+            f"train.optimizer.adamw_lr={rates[name]}",
         )
         for name, project in projects.items()
     ]

@@ -6,11 +6,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vision.core import device, inference
-from vision.core.augment import crop_flip
-from vision.core.optim import optimizers, schedules
+from merging import deep_merge
+from vision.core import config, device
 from vision.pipeline.errors import UserError
-from vision.pipeline.params import Evaluate, Params, Section, Train, load_params
+from vision.pipeline.params import Augment, Evaluate, Optimizer, Params, Section, Train, load_params
 from vision.pipeline.paths import ROOT
 
 TEXT = (ROOT / "params.yaml").read_text()
@@ -25,18 +24,16 @@ def refusal(tmp_path: Path, text: str | bytes) -> list[str]:
 
 
 def changed(**sections: dict[str, object]) -> str:
-    document = yaml.safe_load(TEXT)
-    for section, values in sections.items():
-        document[section] |= values
-    return yaml.safe_dump(document)
+    return yaml.safe_dump(deep_merge(yaml.safe_load(TEXT), sections))
 
 
 def test_the_projects_own_file_is_valid_and_every_key_has_a_comment() -> None:
     params = load_params()
     assert params.train.lr > 0
     lines = [line for line in TEXT.splitlines() if line.strip() and not line.startswith("#")]
-    bare = [line for line in lines if "#" not in line and not line.strip().startswith("-")]
-    assert bare == [f"{name}:" for name in Params.model_fields if name != "seed"]
+    bare = [line.strip() for line in lines if "#" not in line and not line.strip().startswith("-")]
+    sections = [name for name in Params.model_fields if name != "seed"]
+    assert sorted(bare) == sorted(f"{name}:" for name in [*sections, "optimizer", "augment"])
 
 
 def space(**bounds: object) -> dict[str, object]:
@@ -51,20 +48,36 @@ def space(**bounds: object) -> dict[str, object]:
         ("train", {"lr": "fast"}, "params.yaml: train.lr: must be a valid number (got 'fast')"),
         ("train", {"epochs": 2.5}, "params.yaml: train.epochs: must be a valid integer (got 2.5)"),
         ("train", {"epochs": True}, "params.yaml: train.epochs: must be a valid integer (got True)"),
-        ("train", {"flip": "up"}, "params.yaml: train.flip: must be 'none', 'random' or 'alternate' (got 'up')"),
-        ("train", {"rotation": 181}, "params.yaml: train.rotation: must be less than or equal to 180 (got 181)"),
-        ("train", {"cutout": 1.5}, "params.yaml: train.cutout: must be a valid integer (got 1.5)"),
-        ("train", {"mixup": -1}, "params.yaml: train.mixup: must be greater than or equal to 0 (got -1)"),
-        ("train", {"cutmix": float("inf")}, "params.yaml: train.cutmix: must be a finite number (got inf)"),
         (
             "train",
-            {"color_jitter": [0.1, 0.1, 0.1]},
-            "params.yaml: train.color_jitter: must have at least 4 items (got [0.1, 0.1, 0.1])",
+            {"augment": {"flip": "up"}},
+            "params.yaml: train.augment.flip: must be 'none', 'random' or 'alternate' (got 'up')",
         ),
         (
             "train",
-            {"color_jitter": [0, 0, 0, 0.6]},
-            "params.yaml: train.color_jitter: must have as its last, the hue, at most 0.5 (got [0, 0, 0, 0.6])",
+            {"augment": {"rotation": 181}},
+            "params.yaml: train.augment.rotation: must be less than or equal to 180 (got 181)",
+        ),
+        ("train", {"augment": {"cutout": 1.5}}, "params.yaml: train.augment.cutout: must be a valid integer (got 1.5)"),
+        (
+            "train",
+            {"augment": {"mixup": -1}},
+            "params.yaml: train.augment.mixup: must be greater than or equal to 0 (got -1)",
+        ),
+        (
+            "train",
+            {"augment": {"cutmix": float("inf")}},
+            "params.yaml: train.augment.cutmix: must be a finite number (got inf)",
+        ),
+        (
+            "train",
+            {"augment": {"color_jitter": [0.1, 0.1, 0.1]}},
+            "params.yaml: train.augment.color_jitter: must have at least 4 items (got [0.1, 0.1, 0.1])",
+        ),
+        (
+            "train",
+            {"augment": {"color_jitter": [0, 0, 0, 0.6]}},
+            "params.yaml: train.augment.color_jitter: must have as its last, the hue, at most 0.5 (got [0, 0, 0, 0.6])",
         ),
         ("train", {"learning_rat": 1}, "params.yaml: train.learning_rat: unknown key"),
         ("train", {"epoch": 1}, "params.yaml: train.epoch: unknown key; did you mean train.epochs?"),
@@ -143,9 +156,9 @@ def test_a_mistake_is_one_line(tmp_path: Path, section: str, values: dict[str, o
 
 
 def test_all_mistakes_are_shown_at_once(tmp_path: Path) -> None:
-    text = changed(train={"lr": 0, "epochs": 0, "wat": 1}, evaluate={"views": "many"})
+    text = changed(train={"lr": 0, "epochs": 0, "wat": 1}, evaluate={"tta": "many"})
     assert {line.split(": ")[1] for line in refusal(tmp_path, text)} == {
-        "train.lr", "train.epochs", "train.wat", "evaluate.views",
+        "train.lr", "train.epochs", "train.wat", "evaluate.tta",
     }  # fmt: skip
 
 
@@ -195,10 +208,10 @@ def test_a_missing_file_is_said(tmp_path: Path) -> None:
     [
         (Train, "device", device.Device),
         (Train, "precision", device.Precision),
-        (Train, "optimizer", factory.Name),
-        (Train, "schedule", schedules.Schedule),
-        (Train, "flip", crop_flip.Flip),
-        (Evaluate, "views", inference.Views),
+        (Optimizer, "name", config.OptimizerName),
+        (Train, "schedule", config.ScheduleName),
+        (Augment, "flip", config.Flip),
+        (Evaluate, "tta", config.TTA),
     ],
 )
 def test_the_schema_offers_what_the_core_knows(section: type[Section], key: str, known: object) -> None:

@@ -29,16 +29,16 @@ RATE = {"parameter": "train.lr", "low": 0.1, "high": 0.2}
         (searching(RATE | {"parameter": "search.trials"}), "search.space.0: search.trials cannot be searched"),
         (searching(RATE, RATE), "search.space.1: train.lr is given twice"),
         (
-            searching({"parameter": "train.momentum", "low": 0.5, "high": 1.5}),
-            "search.space.0: with train.momentum 1.5: train.momentum: must be less than 1 (got 1.5)",
+            searching({"parameter": "train.optimizer.momentum", "low": 0.5, "high": 1.5}),
+            "search.space.0: with train.optimizer.momentum 1.5: train.optimizer.momentum: must be less than 1",
         ),
         (
             searching({"parameter": "train.epochs", "low": 1.5, "high": 3}),
             "search.space.0: with train.epochs 1.5: train.epochs: must be a valid integer (got 1.5)",
         ),
         (
-            searching({"parameter": "train.optimizer", "choices": ["muon", "adamx"]}),
-            "search.space.0: with train.optimizer \"adamx\": train.optimizer: must be 'muon', 'sgd',",
+            searching({"parameter": "train.optimizer.name", "choices": ["muon", "adamx"]}),
+            "search.space.0: with train.optimizer.name \"adamx\": train.optimizer.name: must be 'muon', 'sgd',",
         ),
         (searching(RATE, val_fraction=0.0), "preprocess.val_fraction: a search goes by validation images"),
     ],
@@ -70,7 +70,13 @@ def test_whole_numbers_stay_whole_and_lists_stay_lists() -> None:
 
 def test_what_is_fixed_is_all_that_results_depend_on_but_what_is_searched() -> None:
     fixed = search.fixed_parameters(searching(RATE))
-    assert {"seed", "download.dataset", "preprocess.fold", "model.convnet.widths", "train.momentum"} <= fixed.keys()
+    assert {
+        "seed",
+        "download.dataset",
+        "preprocess.fold",
+        "model.convnet.widths",
+        "train.optimizer.momentum",
+    } <= fixed.keys()
     assert not any(name == "train.lr" or name.startswith(("search", "report", "tracking")) for name in fixed)
     assert fixed["model.convnet.widths"] == load_params().model.convnet.widths
 
