@@ -222,7 +222,7 @@ def test_a_recipe_runs_and_what_stands_behind_it_wins(project: Project, recipe: 
     words = (project.root / "recipes" / recipe).read_text().split()
     # An average of a thousand steps would be of the first weights here.
     small = ["-S", "model.convnet.widths=[8,16]", "-S", "train.epochs=3", "-S", "train.ema_decay=null"]
-    if not any(word.startswith("train.batch_size") for word in words):
+    if "train.batch_size=500" in words:
         small += ["-S", "train.batch_size=50"]
     output = project.run("dvc", "exp", "run", "-n", recipe, *words, *small)
     assert "WARNING" not in output
@@ -235,6 +235,20 @@ def test_a_recipe_runs_and_what_stands_behind_it_wins(project: Project, recipe: 
     assert newest.info.status == "FINISHED"
     assert newest.data.metrics["test/accuracy"] > 0.25, "chance is 0.1"
     assert 0 < newest.data.metrics["train/share_of_peak"] < 2
+    project.run("git", "checkout", "--quiet", ".")
+    project.run("dvc", "checkout")
+
+
+def test_a_recipe_after_another_trains_its_own_network(project: Project) -> None:
+    """`dvc exp run -S` leaves the first recipe's values in params.yaml."""
+    for recipe in ("tutorial", "two_conv"):
+        words = (project.root / "recipes" / recipe).read_text().split()
+        project.run("dvc", "exp", "run", "-n", f"{recipe}-in-turn", *words, "-S", "train.epochs=1")
+    params = yaml.safe_load((project.root / "params.yaml").read_text())
+    assert (params["train"]["precision"], params["train"]["lr"]) == ("auto", 0.001)
+    options = project.json("models/model.json")["options"]
+    assert options == params["model"]["plain_cnn"]
+    assert (options["kernel"], options["padding"]) == (3, "same")
     project.run("git", "checkout", "--quiet", ".")
     project.run("dvc", "checkout")
 
