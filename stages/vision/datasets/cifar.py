@@ -133,7 +133,7 @@ def _read_archive(dataset: Dataset, path: Path) -> Files:
     members: dict[str, bytes] = {}
     wanted = {f"{folder}/{file}" for folder, files in dataset.formats.items() for file in files}
     try:
-        with tarfile.open(path) as archive:
+        with tarfile.open(path, "r:gz") as archive:
             for member in archive:
                 if member.name in wanted and (content := archive.extractfile(member)):
                     members[member.name] = content.read()
@@ -157,10 +157,11 @@ def _no_data(dataset: Dataset) -> UserError:
 
 def _decode(files: Files) -> Decoded:
     train, test = [], []
+    classes = list(CLASSES)
     name = "meta"
     try:
-        meta = _unpickle(files.pop(name)) if name in files else None
-        classes = [label.decode() for label in meta[b"fine_label_names"]] if meta else list(CLASSES)
+        if name in files:
+            classes = [label.decode() for label in _unpickle(files.pop(name))[b"fine_label_names"]]
         for name in [name for name in files if not name.endswith(".json")]:
             # Removed from `files`, so that the data is not in memory twice.
             split = _PARSERS[Path(name).suffix](name, files.pop(name), files)

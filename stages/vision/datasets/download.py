@@ -204,7 +204,7 @@ def _progress_bar() -> Iterator["tqdm[Any]"]:
         elif time.monotonic() - since > STALL_SECONDS:
             raise UserError(f"less than {MIN_BYTES // 1000} kB arrived in {STALL_SECONDS:g} s")
 
-    with progress.bar(0, "B", "download", leave=False) as bar:
+    with progress.bar(0, "B", "download", leave=False, delay=1) as bar:
         handler = signal.signal(signal.SIGALRM, check)
         timer = signal.setitimer(signal.ITIMER_REAL, STALL_SECONDS / 30, STALL_SECONDS / 30)
         try:
