@@ -47,9 +47,7 @@ def threads() -> Iterator[int]:
     torch.set_num_threads(before)
 
 
-def test_each_worker_gets_an_equal_share_of_the_threads_at_least_one(
-    threads: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_each_worker_gets_an_equal_share_of_at_least_one_thread(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     torch.set_num_threads(4)
     assert cpu_shares.share_cores() == 4
