@@ -187,7 +187,12 @@ def stop_trials(running: Sequence[RunningTrial]) -> None:
 
 
 def find_error(log: Path) -> str:
-    """The line in a trial's log in which a stage, or else DVC, reports the error."""
+    """The line of a trial's log that says why it failed: the stage's last line, or else DVC's error."""
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    errors = [line for line in lines if re.match(r"(download|preprocess|train|evaluate|report|ERROR): ", line)]
-    return next((line for line in errors if " done in " not in line), lines[-1] if lines else "no output")
+    for number, line in enumerate(lines):
+        if line.startswith("ERROR: "):
+            last = lines[number - 1] if number else ""
+            # A stage that was killed ends with its progress bar.
+            from_stage = "failed to run" in line and not re.search(r"\d%\|| done in ", last)
+            return last if last and from_stage else line
+    return lines[-1] if lines else "no output"

@@ -176,8 +176,12 @@ def test_a_status_line_says_how_far_each_trial_is(new_runner: Callable[..., Tria
 @pytest.mark.parametrize(
     ("printed", "error"),
     [
-        ("> python x\ntrain: params.yaml: no\nERROR: failed to run\n", "train: params.yaml: no"),
+        ("> python x\ntrain: params.yaml: no\nERROR: failed to run\nERROR: failed to run", "train: params.yaml: no"),
+        ("train: resumes\nTraceback\nValueError: no\nERROR: 'train': failed to run: exited with 1", "ValueError: no"),
+        ("train:   9%|#\rtrain:  10%|#\nERROR: failed to run: exited with -9", "ERROR: failed to run: exited with -9"),
         ("preprocess: done in 1.0 s\nERROR: failed to run\n", "ERROR: failed to run"),
+        ("train: best epoch 2\nERROR: unexpected error - no space", "ERROR: unexpected error - no space"),
+        ("ERROR: failed to run\n", "ERROR: failed to run"),
         ("an unexpected line\n\n", "an unexpected line"),
         ("", "no output"),
     ],
