@@ -1,8 +1,8 @@
 """Compare the DVC experiments of the current commit.
 
-Experiments that differ only in the seed and the fold form one row, with the mean and the sample standard
-deviation (n - 1) of each metric. With --each there is one row per experiment, sorted by the first metric,
-highest first.
+Experiments that differ only in the seed and the fold form one row, with the
+mean and the sample standard deviation (n - 1) of each metric. With --each there
+is one row per experiment, sorted by the first metric, highest first.
 
 examples:
     python tools/compare.py

@@ -1,8 +1,9 @@
 """Search for the hyperparameters with the best validation accuracy.
 
-Each trial is a DVC experiment and an MLflow run. The section `search` of params.yaml defines the search: the
-name of the study, the number of trials, the sampler, the pruner, and the parameters with their ranges. Run the
-same command again to resume an interrupted search. One search at a time can run in a checkout.
+Each trial is a DVC experiment and an MLflow run. The section `search` of
+params.yaml defines the search: the name of the study, the number of trials, the
+sampler, the pruner, and the parameters with their ranges. Run the same command
+again to resume an interrupted search. A checkout runs one search at a time.
 """
 
 import sys

@@ -73,7 +73,7 @@ def prepare_study(study: optuna.Study, params: Params) -> None:
     """
     fixed = fixed_parameters(params)
     if study.get_trials(deepcopy=False):
-        before = study.user_attrs["fixed"]
+        before = study.user_attrs.get("fixed", {})
         changed = [name for name in sorted({*fixed, *before}) if before.get(name) != fixed.get(name)]
         if changed:
             raise UserError(
