@@ -23,14 +23,14 @@ import dvc.api
 from dvc.exceptions import DvcException
 
 from vision.pipeline.errors import UserError
-from vision.pipeline.params import names
+from vision.pipeline.params import parameter_names
 from vision.pipeline.paths import ROOT
 
 METRICS = ["val_accuracy", "accuracy"]
 """One of metrics/train.json, one of metrics/test.json."""
 REPEATED = {"seed", "preprocess.fold"}
 UNFINISHED = {"Failed", "Queued", "Running"}
-PARAMETERS = [name for name in names() if not name.startswith("search.")]
+PARAMETERS = [name for name in parameter_names() if not name.startswith("search.")]
 """What an experiment depends on."""
 
 Row = dict[str, Any]

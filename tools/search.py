@@ -35,7 +35,7 @@ import optuna
 from optuna.trial import TrialState
 from tqdm import tqdm
 
-from vision.pipeline.params import Params, Searched, checked, load_params, names
+from vision.pipeline.params import Params, SearchParameter, load_params, parameter_names, validate_params
 from vision.pipeline.progress import bar
 from vision.search import trials
 from vision.tracking import mlflow_run
@@ -83,7 +83,7 @@ def main() -> None:
 
 def check(params: Params) -> None:
     """Refuse a space that cannot be searched, before anything is trained."""
-    known = [name for name in names() if name.split(".")[0] in SEARCHED]
+    known = [name for name in parameter_names() if name.split(".")[0] in SEARCHED]
     for number, searched in enumerate(params.search.space):
         name, where = searched.parameter, f"params.yaml: search.space.{number}"
         if name not in known:
@@ -98,7 +98,7 @@ def check(params: Params) -> None:
             for part in sections:
                 section = section[part]
             section[key] = value
-            checked(document, f"{where}: with {name} {json.dumps(value)}")
+            validate_params(document, f"{where}: with {name} {json.dumps(value)}")
     if params.preprocess.folds is None and not params.preprocess.val_fraction:
         raise UserError("params.yaml: preprocess.val_fraction: a search goes by validation images; set it above 0")
 
@@ -131,7 +131,7 @@ def fixed_parameters(params: Params) -> dict[str, Any]:
     """What all trials have in common, and their results depend on."""
     searched = {one.parameter for one in params.search.space}
     fixed = {}
-    for name in names():
+    for name in parameter_names():
         if name.split(".")[0] in (*SEARCHED, "download") and name not in searched:
             value: Any = params
             for part in name.split("."):
@@ -199,7 +199,7 @@ def start(study: optuna.Study, params: Params) -> Running:
     return Running(trial, name, process, log)
 
 
-def suggested(trial: optuna.Trial, searched: Searched) -> Any:
+def suggested(trial: optuna.Trial, searched: SearchParameter) -> Any:
     """What the sampler wants to try; a range between whole numbers has whole numbers in it."""
     name, low, high = searched.parameter, searched.low, searched.high
     if searched.choices is not None:
