@@ -21,6 +21,8 @@ from mlflow.entities import Run
 from project import REPOSITORY, Project
 from servers import mlflow_server
 
+pytestmark = pytest.mark.slow
+
 ALONE = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
 """The environment without the share of the cores that the tests set for themselves; it would be left as it is."""
 
