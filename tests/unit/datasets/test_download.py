@@ -290,6 +290,7 @@ for _ in range(200):
 """
 
 
+@pytest.mark.slow
 def test_processes_that_write_the_cache_at_once_do_not_disturb_readers(
     archive: Path, checksums: list[str], tmp_path: Path
 ) -> None:
@@ -446,6 +447,7 @@ def official(server: Server, archive: Path, tmp_path: Path, monkeypatch: pytest.
     return server
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("checksums", "cache")
 def test_a_server_that_sends_a_byte_now_and_then_is_given_up(official: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(download, "SILENCE", 1.5)
