@@ -10,7 +10,10 @@ import yaml
 from vision.pipeline.paths import ROOT
 
 DOCS = sorted((ROOT / "docs").glob("*.md"))
-PAGES = [*sorted(ROOT.glob("*.md")), *DOCS, ROOT / "benchmarks/README.md", *sorted((ROOT / "tests").glob("*.md"))]
+PAGES = [
+    page for pattern in ("*.md", "docs/*.md", "benchmarks/*.md", "tests/*.md") for page in sorted(ROOT.glob(pattern))
+]
+PAGES = [page for page in PAGES if page.name != "CHANGELOG.md"]  # it names what was removed
 PICTURES = sorted((ROOT / "docs/images").iterdir())
 MAX_README_LINES = 150
 MAX_PICTURE_BYTES = 200_000
