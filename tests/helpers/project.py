@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 import official_formats
+from merging import deep_merge
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 NEVER_ALIKE = {"metrics/run.json", "metrics/speed.json", "report/index.html"}
@@ -67,9 +68,7 @@ class Project:
     def set(self, **sections: dict[str, object]) -> None:
         """Change params.yaml."""
         path = self.root / "params.yaml"
-        document = yaml.safe_load(path.read_text())
-        for section, values in sections.items():
-            document[section] |= values
+        document = deep_merge(yaml.safe_load(path.read_text()), sections)
         # Another file: one of the same size and second Git may take for the one that it knows.
         changed = path.with_suffix(".changed")
         changed.write_text(yaml.safe_dump(document, sort_keys=False))
@@ -107,11 +106,10 @@ def clone(folder: Path) -> Project:
             shutil.copy2(REPOSITORY / name, project.root / name)
     (project.root / "dvc.lock").unlink(missing_ok=True)
 
-    data = official_formats.make_set(n_train=1000, n_test=200)
-    official_formats.write_binary_archive(folder / "cifar-10-binary.tar.gz", data)
-    official_formats.write_checksums(project.root / "stages/vision/datasets/cifar10.md5", data)
+    archive = folder / "cifar-10-binary.tar.gz"
+    official_formats.write_binary_archive(archive, official_formats.make_set(n_train=1000, n_test=200))
     project.set(
-        download={"source": str(folder / "cifar-10-binary.tar.gz")},
+        download={"source": str(archive), "checksums": official_formats.checksums(archive)},
         model={"convnet": {"widths": [8, 16], "depth": 2}},
         train={"epochs": 3, "batch_size": 50, "device": "cpu"},
         report={"predictions": 12, "mistakes": 4},

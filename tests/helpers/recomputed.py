@@ -114,7 +114,7 @@ def _test(root: Path, network: "Network", evaluate: dict[str, Any]) -> dict[str,
     chances = np.array([[np.float32(row[f"p_{name}"]) for name in classes] for row in rows]).astype(np.float64)
     images = np.load(root / "data/processed/test_images.npy")
     one_view = network.logits(images)
-    network.agrees(chances, one_view, network.predict_tta(images), evaluate["unsure"])
+    network.agrees(chances, one_view, network.predict_tta(images), evaluate["tta_fraction"])
 
     guessed, surest = chances.argmax(1), chances.max(1)
     assert [classes[label] for label in guessed] == [row["predicted"] for row in rows]
@@ -173,7 +173,8 @@ def _history(history: list[dict[str, str]], train: dict[str, Any], images: int) 
     plan = []
     for epoch in range(1, epochs + 1):
         scale, share = (
-            values[-(-epoch * len(values) // epochs) - 1] for values in (train["image_scales"], train["image_shares"])
+            values[-(-epoch * len(values) // epochs) - 1]
+            for values in (train["progressive_resizing"], train["hard_example_fraction"])
         )
         shown = images if epoch == 1 else max(size, round(share * images))
         plan.append((scale, shown // size * size))

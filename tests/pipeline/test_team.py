@@ -21,6 +21,8 @@ from moto.server import ThreadedMotoServer
 from project import Project, clone
 from servers import free_port, mlflow_server, wait_until
 
+pytestmark = pytest.mark.slow
+
 POSTGRES = os.pathsep.join([os.environ["PATH"], *map(str, Path("/usr/lib/postgresql").glob("*/bin"))])
 """Where its programs are; Debian keeps them out of PATH."""
 
@@ -150,7 +152,15 @@ def test_two_clones_train_at_once_on_one_server(first: Project, second: Project,
     }
     processes = [
         project.start(
-            "dvc", "exp", "run", "-n", name, "-S", f"train.lr={rates[name]}", "-S", f"train.other_lr={rates[name]}"
+            "dvc",
+            "exp",
+            "run",
+            "-n",
+            name,
+            "-S",
+            f"train.lr={rates[name]}",
+            "-S",
+            f"train.optimizer.adamw_lr={rates[name]}",
         )
         for name, project in projects.items()
     ]

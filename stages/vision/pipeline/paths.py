@@ -12,7 +12,7 @@ def main_root(root: Path) -> Path:
     """Return the main checkout: `root`, or the one that `dvc exp run --queue` or `--temp` copied to `root`."""
     for folder in root.parents:
         if folder.parts[-3:] == (".dvc", "tmp", "exps"):
-            return folder.parents[3]
+            return folder.parents[2]
     return root
 
 

@@ -209,7 +209,7 @@ def test_a_place_that_cannot_be_written_to(tmp_path: Path, capfd: pytest.Capture
 SAVING = """
 import sys, torch
 from pathlib import Path
-from vision.checkpoint import checkpoints
+from vision.artifacts.checkpoint import checkpoints
 weights = torch.zeros(1_000_000)
 with checkpoints(Path(sys.argv[1]), 1e-9) as saved:
     found = saved.latest()
@@ -220,6 +220,7 @@ with checkpoints(Path(sys.argv[1]), 1e-9) as saved:
 """
 
 
+@pytest.mark.slow
 def test_killed_in_the_midst_of_saving_there_is_always_a_whole_one(folder: Path) -> None:
     reached = []
     for attempt in range(6):

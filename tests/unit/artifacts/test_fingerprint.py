@@ -40,7 +40,7 @@ def test_it_changes_with_what_the_result_depends_on(root: Path) -> None:
     def found(params: Params | None = None, dtype: torch.dtype = torch.float32) -> str:
         return fingerprint.of_training(params or load_params(), CPU, dtype)
 
-    seen = [found(), found(there), found(changed("train", lr=0.2)), found(changed("model", freeze=1))]
+    seen = [found(), found(there), found(changed("train", lr=0.2)), found(changed("model", freeze_epochs=1))]
     seen += [found(load_params().model_copy(update={"seed": 1})), found(dtype=torch.bfloat16)]
     threads = torch.get_num_threads()
     torch.set_num_threads(threads + 1)
@@ -48,8 +48,8 @@ def test_it_changes_with_what_the_result_depends_on(root: Path) -> None:
     torch.set_num_threads(threads)
     for path in (
         "stages/train.py",
-        "stages/vision/fit.py",
-        "stages/vision/models/convnet.py",
+        "stages/vision/core/loop.py",
+        "stages/vision/core/models/convnet.py",
         "data/processed/train_images.npy",
         "data/processed/val_labels.npy",
         "data/processed/stats.json",
@@ -65,7 +65,7 @@ def test_it_changes_with_what_the_result_depends_on(root: Path) -> None:
 def test_it_stays_with_what_changes_nothing(root: Path) -> None:
     before = fingerprint.of_training(load_params(), CPU, torch.float32)
     (root / "stages/evaluate.py").write_text("")
-    (root / "stages/vision/models/__pycache__").mkdir()
-    (root / "stages/vision/models/__pycache__/convnet.cpython-399.pyc").write_bytes(b"bytecode")
+    (root / "stages/vision/core/models/__pycache__").mkdir()
+    (root / "stages/vision/core/models/__pycache__/convnet.cpython-399.pyc").write_bytes(b"bytecode")
     others = [changed("train", checkpoint_seconds=1.0), changed("report", title="Another"), load_params()]
     assert {fingerprint.of_training(params, CPU, torch.float32) for params in others} == {before}

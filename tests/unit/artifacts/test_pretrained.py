@@ -7,14 +7,16 @@ from torchvision.models import resnet18
 
 from vision.artifacts import pretrained
 from vision.core.models import classifier
-from vision.core.models.classifier import Classifier
+from vision.core.models.classifier import Classifier, InputSpec
 from vision.pipeline.errors import UserError
+
+SMALL_IMAGES = InputSpec([32, 32, 3], [0.5] * 3, [0.2] * 3)
 
 
 def network(classes: int, seed: int = 0, widths: tuple[int, ...] = (4, 8)) -> Classifier:
     torch.manual_seed(seed)
     options = {"widths": list(widths), "depth": 1}
-    return classifier.build("convnet", options, [16, 16, 3], classes, [0.1 * classes] * 3, [0.2] * 3)
+    return classifier.build("convnet", options, InputSpec([16, 16, 3], [0.1 * classes] * 3, [0.2] * 3), classes)
 
 
 @pytest.mark.parametrize("classes", [3, 5])
@@ -34,7 +36,7 @@ def test_a_state_dict_of_torchvisions_own_is_taken(tmp_path: Path) -> None:
     torch.manual_seed(1)
     source = resnet18(num_classes=1000)
     torch.save(source.state_dict(), tmp_path / "resnet18.pth")
-    model = classifier.build("resnet18", {"stem": "standard"}, [32, 32, 3], 4, [0.5] * 3, [0.2] * 3)
+    model = classifier.build("resnet18", {"stem": "standard"}, SMALL_IMAGES, 4)
     pretrained.start_from(model, "resnet18", str(tmp_path / "resnet18.pth"))
     state = model.network.state_dict()
     assert torch.equal(state["layer4.1.conv2.weight"], source.layer4[1].conv2.weight)
@@ -50,7 +52,7 @@ def test_the_size_that_pretrained_weights_want_is_known() -> None:
 def test_weights_that_cannot_be_downloaded_can_be_supplied(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
-    model = classifier.build("resnet18", {"stem": "standard"}, [32, 32, 3], 4, [0.5] * 3, [0.2] * 3)
+    model = classifier.build("resnet18", {"stem": "standard"}, SMALL_IMAGES, 4)
     with pytest.raises(UserError) as error:
         pretrained.start_from(model, "resnet18", "pretrained")
     assert "params.yaml: model.weights: pretrained: cannot be downloaded or read (" in str(error.value)
@@ -61,9 +63,7 @@ def test_weights_that_cannot_be_downloaded_can_be_supplied(monkeypatch: pytest.M
 def test_the_older_forms_that_torchvision_offers_are_taken(tmp_path: Path) -> None:
     """Without the counters of batches, and with the names that DenseNet's layers had before."""
     torch.manual_seed(1)
-    source = classifier.build(
-        "densenet121", {"stem": "standard"}, [32, 32, 3], 4, [0.5] * 3, [0.2] * 3
-    ).network.state_dict()
+    source = classifier.build("densenet121", {"stem": "standard"}, SMALL_IMAGES, 4).network.state_dict()
     older = {
         re.sub(r"(denselayer\d+\.(?:norm|conv))([12])\.", r"\1.\2.", name): value
         for name, value in source.items()
@@ -71,7 +71,7 @@ def test_the_older_forms_that_torchvision_offers_are_taken(tmp_path: Path) -> No
     }
     assert "features.denseblock1.denselayer1.norm.1.weight" in older
     torch.save(older, tmp_path / "old.pth")
-    model = classifier.build("densenet121", {"stem": "standard"}, [32, 32, 3], 5, [0.5] * 3, [0.2] * 3)
+    model = classifier.build("densenet121", {"stem": "standard"}, SMALL_IMAGES, 5)
     pretrained.start_from(model, "densenet121", str(tmp_path / "old.pth"))
     for name, value in model.network.state_dict().items():
         assert name.startswith("classifier") or torch.equal(value, source[name]), name

@@ -3,15 +3,16 @@ from typing import get_args
 
 import pytest
 import yaml
+from dvc.utils.serialize import ParseError, load_yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vision.core import device, inference
-from vision.core.augment import crop_flip
-from vision.core.optim import optimizers, schedules
+from merging import deep_merge
+from vision.core import config, device
 from vision.pipeline.errors import UserError
-from vision.pipeline.params import Evaluate, Params, Section, Train, load_params
+from vision.pipeline.params import Augment, Evaluate, Optimizer, Params, Section, Train, load_params
 from vision.pipeline.paths import ROOT
+from vision.pipeline.strict_yaml import read_yaml
 
 TEXT = (ROOT / "params.yaml").read_text()
 
@@ -25,18 +26,16 @@ def refusal(tmp_path: Path, text: str | bytes) -> list[str]:
 
 
 def changed(**sections: dict[str, object]) -> str:
-    document = yaml.safe_load(TEXT)
-    for section, values in sections.items():
-        document[section] |= values
-    return yaml.safe_dump(document)
+    return yaml.safe_dump(deep_merge(yaml.safe_load(TEXT), sections))
 
 
 def test_the_projects_own_file_is_valid_and_every_key_has_a_comment() -> None:
     params = load_params()
     assert params.train.lr > 0
     lines = [line for line in TEXT.splitlines() if line.strip() and not line.startswith("#")]
-    bare = [line for line in lines if "#" not in line and not line.strip().startswith("-")]
-    assert bare == [f"{name}:" for name in Params.model_fields if name != "seed"]
+    bare = [line.strip() for line in lines if "#" not in line and not line.strip().startswith("-")]
+    sections = [name for name in Params.model_fields if name != "seed"]
+    assert sorted(bare) == sorted(f"{name}:" for name in [*sections, "optimizer", "augment"])
 
 
 def space(**bounds: object) -> dict[str, object]:
@@ -51,20 +50,36 @@ def space(**bounds: object) -> dict[str, object]:
         ("train", {"lr": "fast"}, "params.yaml: train.lr: must be a valid number (got 'fast')"),
         ("train", {"epochs": 2.5}, "params.yaml: train.epochs: must be a valid integer (got 2.5)"),
         ("train", {"epochs": True}, "params.yaml: train.epochs: must be a valid integer (got True)"),
-        ("train", {"flip": "up"}, "params.yaml: train.flip: must be 'none', 'random' or 'alternate' (got 'up')"),
-        ("train", {"rotation": 181}, "params.yaml: train.rotation: must be less than or equal to 180 (got 181)"),
-        ("train", {"cutout": 1.5}, "params.yaml: train.cutout: must be a valid integer (got 1.5)"),
-        ("train", {"mixup": -1}, "params.yaml: train.mixup: must be greater than or equal to 0 (got -1)"),
-        ("train", {"cutmix": float("inf")}, "params.yaml: train.cutmix: must be a finite number (got inf)"),
         (
             "train",
-            {"color_jitter": [0.1, 0.1, 0.1]},
-            "params.yaml: train.color_jitter: must have at least 4 items (got [0.1, 0.1, 0.1])",
+            {"augment": {"flip": "up"}},
+            "params.yaml: train.augment.flip: must be 'none', 'random' or 'alternate' (got 'up')",
         ),
         (
             "train",
-            {"color_jitter": [0, 0, 0, 0.6]},
-            "params.yaml: train.color_jitter: must have as its last, the hue, at most 0.5 (got [0, 0, 0, 0.6])",
+            {"augment": {"rotation": 181}},
+            "params.yaml: train.augment.rotation: must be less than or equal to 180 (got 181)",
+        ),
+        ("train", {"augment": {"cutout": 1.5}}, "params.yaml: train.augment.cutout: must be a valid integer (got 1.5)"),
+        (
+            "train",
+            {"augment": {"mixup": -1}},
+            "params.yaml: train.augment.mixup: must be greater than or equal to 0 (got -1)",
+        ),
+        (
+            "train",
+            {"augment": {"cutmix": float("inf")}},
+            "params.yaml: train.augment.cutmix: must be a finite number (got inf)",
+        ),
+        (
+            "train",
+            {"augment": {"color_jitter": [0.1, 0.1, 0.1]}},
+            "params.yaml: train.augment.color_jitter: must have at least 4 items (got [0.1, 0.1, 0.1])",
+        ),
+        (
+            "train",
+            {"augment": {"color_jitter": [0, 0, 0, 0.6]}},
+            "params.yaml: train.augment.color_jitter: must have a hue, its last number, of at most 0.5 (got",
         ),
         ("train", {"learning_rat": 1}, "params.yaml: train.learning_rat: unknown key"),
         ("train", {"epoch": 1}, "params.yaml: train.epoch: unknown key; did you mean train.epochs?"),
@@ -107,6 +122,26 @@ def space(**bounds: object) -> dict[str, object]:
             {"dataset": "folder", "source": "auto"},
             "params.yaml: download.source: must be the path of the folder of images, such as ../photos (got 'auto')",
         ),
+        (
+            "download",
+            {"source": "a.tar.gz", "checksums": {"a.tar.gz": "5dd7"}},
+            "params.yaml: download.checksums.a.tar.gz: must be an MD5 (32 digits of 0-9a-f) or a SHA-256 (64)",
+        ),
+        (
+            "download",
+            {"source": "a.tar.gz", "checksums": {}},
+            "params.yaml: download.checksums: must have at least 1 item (got {})",
+        ),
+        (
+            "download",
+            {"source": "a.tar.gz", "checksums": "a.md5"},
+            "params.yaml: download.checksums: must be a valid dictionary (got 'a.md5')",
+        ),
+        (
+            "download",
+            {"source": "auto", "checksums": {"a.tar.gz": "0" * 32}},
+            "params.yaml: download.checksums: must be null for source: auto and for dataset: folder (got {'a.tar.gz': ",
+        ),
         ("preprocess", {"test_fraction": 0}, "params.yaml: preprocess.test_fraction: must be greater than 0 (got 0)"),
         ("preprocess", {"folds": 1}, "params.yaml: preprocess.folds: must be greater than or equal to 2 (got 1)"),
         (
@@ -117,13 +152,21 @@ def space(**bounds: object) -> dict[str, object]:
         ("preprocess", {"image_size": 4}, "params.yaml: preprocess.image_size: must be greater than or equal to 8"),
         ("search", {"study": "a b"}, "params.yaml: search.study: must match pattern"),
         ("search", {"space": []}, "params.yaml: search.space: must have at least 1 item (got [])"),
-        ("search", space(), "params.yaml: search.space.0: must have choices, or low and a higher high (got {"),
-        ("search", space(low=1), "params.yaml: search.space.0: must have choices, or low and a higher high (got {"),
-        ("search", space(low=2, high=1), "params.yaml: search.space.0: must have choices, or low and a higher high"),
+        ("search", space(), "params.yaml: search.space.0: must have choices, or low and high with low < high (got {"),
+        (
+            "search",
+            space(low=1),
+            "params.yaml: search.space.0: must have choices, or low and high with low < high (got {",
+        ),
+        (
+            "search",
+            space(low=2, high=1),
+            "params.yaml: search.space.0: must have choices, or low and high with low < high",
+        ),
         (
             "search",
             space(low=0, high=1, log=True),
-            "params.yaml: search.space.0: must have a low above 0",
+            "params.yaml: search.space.0: must have low > 0 if log is true",
         ),
         ("search", space(low=0, high=1, choices=[1]), "params.yaml: search.space.0: must have either choices, or low"),
         ("search", space(choices=[]), "params.yaml: search.space.0.choices: must have at least 1 item (got [])"),
@@ -143,9 +186,9 @@ def test_a_mistake_is_one_line(tmp_path: Path, section: str, values: dict[str, o
 
 
 def test_all_mistakes_are_shown_at_once(tmp_path: Path) -> None:
-    text = changed(train={"lr": 0, "epochs": 0, "wat": 1}, evaluate={"views": "many"})
+    text = changed(train={"lr": 0, "epochs": 0, "wat": 1}, evaluate={"tta": "many"})
     assert {line.split(": ")[1] for line in refusal(tmp_path, text)} == {
-        "train.lr", "train.epochs", "train.wat", "evaluate.views",
+        "train.lr", "train.epochs", "train.wat", "evaluate.tta",
     }  # fmt: skip
 
 
@@ -154,8 +197,8 @@ def test_a_missing_key_a_misspelt_section_and_a_section_that_is_none(tmp_path: P
     assert refusal(tmp_path, misspelt) == ["params.yaml: train.lrr: unknown key; did you mean train.lr?"]
     missing, unknown = refusal(tmp_path, misspelt.replace("lrr:", "zzz:"))
     assert missing == "params.yaml: train.lr: missing"
-    assert unknown.startswith("params.yaml: train.zzz: unknown key; known here: device, precision, deterministic, ")
-    assert "params.yaml: 1: a key must be text" in refusal(tmp_path, TEXT + "1: 2\n")
+    assert unknown.startswith("params.yaml: train.zzz: unknown key; known keys: device, precision, deterministic, ")
+    assert "params.yaml: 1: a key must be a string" in refusal(tmp_path, TEXT + "1: 2\n")
     misspelt = TEXT.replace("train:", "trian:")
     assert refusal(tmp_path, misspelt) == ["params.yaml: trian: unknown key; did you mean train?"]
     assert refusal(tmp_path, changed().replace("seed: 0", "seed: 0\nextra: 1"))[0].startswith(
@@ -170,19 +213,36 @@ def test_a_missing_key_a_misspelt_section_and_a_section_that_is_none(tmp_path: P
     [
         ("", "must be a mapping of sections"),
         ("- a\n- b\n", "must be a mapping of sections"),
-        ("seed: 0\nseed: 1\n", "line 2: key 'seed' is given twice"),
+        ("seed: 0\nseed: 1\n", 'line 2: found duplicate key "seed"'),
         ("train: {lr: 1\n", "line 2: expected"),
         (b"\x80\x81", "not a text file"),
         ("seed: !!python/object/apply:os.system ['true']\n", "could not determine a constructor"),
         ("[" * 5000, "nested too deeply"),
         ("seed: 2024-13-45\n", "not valid YAML (month must be in 1..12"),
-        ("!!map [1]\n", "not valid YAML"),
+        ("!!map [1]\n", "line 1: expected a mapping node"),
     ],
 )
 def test_a_file_that_is_no_such_mapping_is_refused_in_one_line(tmp_path: Path, text: str | bytes, says: str) -> None:
     lines = refusal(tmp_path, text)
     assert len(lines) == 1
     assert says in lines[0]
+
+
+SCALARS = ["1e-3", "1.e+3", "0.1", ".5", "1_000", "010", "0o10", "0x1f", "yes", "no", "on", "true", "null", "~", "1:30"]
+SCALARS += ["2024-01-02", ".inf", ".nan", "'1'", '"a b"', "[1, 2.5, x]", "{a: 1e3}", "+1", "-0", "1.", "!!str 1", "="]
+
+
+@pytest.mark.parametrize("scalar", SCALARS)
+def test_values_are_read_as_dvc_reads_them(tmp_path: Path, scalar: str) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(f"a: {scalar}\n")
+    try:
+        expected = load_yaml(str(path))
+    except ParseError:
+        with pytest.raises(UserError):
+            read_yaml(path)
+    else:
+        assert repr(read_yaml(path)) == repr(expected)
 
 
 def test_a_missing_file_is_said(tmp_path: Path) -> None:
@@ -195,10 +255,10 @@ def test_a_missing_file_is_said(tmp_path: Path) -> None:
     [
         (Train, "device", device.Device),
         (Train, "precision", device.Precision),
-        (Train, "optimizer", factory.Name),
-        (Train, "schedule", schedules.Schedule),
-        (Train, "flip", crop_flip.Flip),
-        (Evaluate, "views", inference.Views),
+        (Optimizer, "name", config.OptimizerName),
+        (Train, "schedule", config.ScheduleName),
+        (Augment, "flip", config.Flip),
+        (Evaluate, "tta", config.TTA),
     ],
 )
 def test_the_schema_offers_what_the_core_knows(section: type[Section], key: str, known: object) -> None:

@@ -1,4 +1,4 @@
-"""Long and large: many epochs, and ten times as many images, through the real stages. `pytest -m slow` runs these."""
+"""Long trainings and large data sets through the real stages: memory stays within stated limits."""
 
 import hashlib
 import re
@@ -13,17 +13,17 @@ from mlflow import MlflowClient
 from official_formats import binary_files, make_set
 from project import clone
 
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(3600)]
+
 MIB = 2**20
 LIMITS = {"download": 2_300, "preprocess": 2_300, "train": 3_000, "evaluate": 1_400, "report": 500}
 """MiB at the peak of each stage on 500,000 training and 100,000 test images, which are 1,758 MiB themselves."""
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(3600)
 def test_memory_does_not_grow_over_200_epochs(tmp_path: Path) -> None:
     project = clone(tmp_path)
     # Images of one size all the time, as larger ones take more; a checkpoint whenever it may be.
-    project.set(train={"epochs": 200, "image_scales": [1.0], "checkpoint_seconds": 0.01})
+    project.set(train={"epochs": 200, "progressive_resizing": [1.0], "checkpoint_seconds": 0.01})
     process = project.start("dvc", "repro", "train")
     assert process.stdout is not None
     lines, held = [], []
@@ -40,13 +40,11 @@ def test_memory_does_not_grow_over_200_epochs(tmp_path: Path) -> None:
     assert late - early < 16 * MIB, "a hundred thousand epochs would take more than 10 GiB"
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(3600)
 def test_500_000_images_flow_through_all_stages_in_the_memory_stated(tmp_path: Path) -> None:
     project = clone(tmp_path)
-    write_large_set(tmp_path / "cifar-10-batches-bin", project.root / "stages/vision/datasets/cifar10.md5", times=100)
+    large = tmp_path / "cifar-10-batches-bin"
     project.set(
-        download={"source": str(tmp_path / "cifar-10-batches-bin")},
+        download={"source": str(large), "checksums": write_large_set(large, times=100)},
         train={"epochs": 1, "batch_size": 500},
     )
     output = project.run("dvc", "repro", timeout=3000)
@@ -66,18 +64,18 @@ def test_500_000_images_flow_through_all_stages_in_the_memory_stated(tmp_path: P
     shutil.rmtree(tmp_path)  # gigabytes
 
 
-def write_large_set(folder: Path, checksums: Path, times: int) -> None:
-    """The binary batches of 5,000 training and 1,000 test images, each so many times over, and what `md5sum` prints."""
+def write_large_set(folder: Path, times: int) -> dict[str, str]:
+    """Write the binary batches of 5,000 training and 1,000 test images, each repeated; returns their checksums."""
     folder.mkdir()
-    lines = []
+    checksums = {}
     for name, content in binary_files(make_set(n_train=5000, n_test=1000)).items():
         digest = hashlib.md5(usedforsecurity=False)
         with (folder / name).open("wb") as file:
             for _ in range(times):
                 file.write(content)
                 digest.update(content)
-        lines.append(f"{digest.hexdigest()}  {name}\n")
-    checksums.write_text("".join(lines))
+        checksums[name] = digest.hexdigest()
+    return checksums
 
 
 def memory_of(pid: int, script: str) -> int:
