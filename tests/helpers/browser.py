@@ -1,4 +1,4 @@
-"""A headless Chromium, and a report in it."""
+"""A headless Chromium that opens a report."""
 
 import shutil
 from collections.abc import Iterator
@@ -12,10 +12,10 @@ from playwright.sync_api import Browser, Dialog, Page, sync_playwright
 
 @contextmanager
 def chromium() -> Iterator[Browser]:
-    """The browser; a test that needs it is skipped where there is none."""
+    """Start the browser; skip the test if it is not installed."""
     program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if program is None:
-        pytest.skip("no Chromium on this machine")
+        pytest.skip("Chromium is not installed")
     quiet = ["disable-background-networking", "disable-component-update", "disable-sync", "no-first-run"]
     arguments = [f"--{name}" for name in ("no-sandbox", "disable-gpu", "disable-quic", *quiet)]
     with sync_playwright() as playwright:
@@ -24,22 +24,26 @@ def chromium() -> Iterator[Browser]:
         browser.close()
 
 
-def opened(browser: Browser, root: Path, **settings: Any) -> tuple[Page, list[str]]:
-    """The report in a new window, and what the browser complains of, shows as a dialog, or asks for beyond the file."""
-    complaints: list[str] = []
+def open_report(browser: Browser, root: Path, **settings: Any) -> tuple[Page, list[str]]:
+    """Open the report below `root` in a new window.
+
+    Returns:
+        The window, and a list that collects console messages, errors, dialogs and requests beyond the file.
+    """
+    messages: list[str] = []
     address = (root / "report" / "index.html").as_uri()
 
     def dismiss(dialog: Dialog) -> None:
-        complaints.append(f"dialog: {dialog.message}")
+        messages.append(f"dialog: {dialog.message}")
         dialog.dismiss()
 
     window = browser.new_page(**settings)
     window.on("dialog", dismiss)
-    window.on("console", lambda message: complaints.append(message.text))
-    window.on("pageerror", lambda error: complaints.append(str(error)))
+    window.on("console", lambda message: messages.append(message.text))
+    window.on("pageerror", lambda error: messages.append(str(error)))
     window.on(
         "request",
-        lambda request: None if request.url.startswith((address, "data:")) else complaints.append(request.url),
+        lambda request: None if request.url.startswith((address, "data:")) else messages.append(request.url),
     )
     window.goto(address)
-    return window, complaints
+    return window, messages
