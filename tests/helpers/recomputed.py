@@ -210,7 +210,7 @@ class Plausible:
 
 
 def _linear(peak: float, steps: int, warmup: float) -> Iterator[float]:
-    """Yield the learning rate of each step: a linear rise, then a linear fall that would reach 0 after the last step."""
+    """Yield the learning rate of each step: a linear rise, then a linear fall that reaches 0 after the last step."""
     warmup_steps = min(round(warmup * steps), steps - 1)
     for step in range(steps):
         if step < warmup_steps:
