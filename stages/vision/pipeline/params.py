@@ -64,7 +64,6 @@ class Download(Section):
 
     dataset: Literal["cifar10", "cifar100", "folder"]
     source: PathText
-    checksums: PathText | None
 
     @field_validator("source")
     @classmethod
