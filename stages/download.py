@@ -1,32 +1,43 @@
-"""Download: a published data set, checked against its pinned checksums, or a folder of images, into data/raw."""
+"""Download: a published dataset, or a folder of images, verified and written to data/raw."""
 
 from vision.pipeline.paths import ROOT
 from vision.pipeline.stage import run_stage
 
 # isort: split
-# What follows takes seconds to import; vision.stage stands before it so that Ctrl-C is one line even then.
+# The imports below take seconds; vision.pipeline.stage comes first so that Ctrl-C prints one line even then.
 from vision.datasets import cifar, download, image_folder
-from vision.pipeline.params import load_params
+from vision.pipeline.params import Download, load_params
 from vision.storage import arrays
+
+RAW = ROOT / "data/raw"
 
 
 def main() -> None:
-    """Put the raw data into data/raw, in the same bytes wherever it came from."""
+    """Write data/raw; its bytes do not depend on where the data came from."""
     params = load_params().download
     if params.dataset == "folder":
-        listing = image_folder.copy(params.source, ROOT / "data" / "raw", say)
-        count = sum(map(len, listing.images.values()))
-        tested = f", {len(listing.images['test']):,} of them for the test" if "test" in listing.images else ""
-        say(f"{count:,} images of {len(listing.classes):,} classes{tested}, each decoded whole, in data/raw")
-        return
+        copy_image_folder(params)
+    else:
+        download_cifar(params)
 
-    train, test, classes = download.fetch(cifar.DATASETS[params.dataset], params.source, say)
-    arrays.write_raw(ROOT / "data" / "raw", train, test, classes)
-    say(f"{len(train.labels):,} training and {len(test.labels):,} test images, checksums as pinned, in data/raw")
+
+def copy_image_folder(params: Download) -> None:
+    """Copy the user's images to data/raw, after decoding each of them."""
+    listing = image_folder.copy(params.source, RAW, say)
+    count = sum(map(len, listing.images.values()))
+    test = f", {len(listing.images['test']):,} of them test images" if "test" in listing.images else ""
+    say(f"{count:,} images of {len(listing.classes):,} classes{test}, each decoded once as a check, in data/raw")
+
+
+def download_cifar(params: Download) -> None:
+    """Get a CIFAR dataset from the cache, a download or the user's own path, and write its arrays to data/raw."""
+    train, test, classes = download.fetch(cifar.DATASETS[params.dataset], params.source, params.checksums, say)
+    arrays.write_raw(RAW, train, test, classes)
+    say(f"{len(train.labels):,} training and {len(test.labels):,} test images, checksums match, in data/raw")
 
 
 def say(line: str) -> None:
-    """Print a line of this stage."""
+    """Print a line with the name of this stage."""
     print(f"download: {line}", flush=True)
 
 

@@ -18,7 +18,7 @@ from vision.core.device import choose, compute_deterministically, keep_freed_mem
 from vision.evaluation import scores
 from vision.pipeline.params import Evaluate, load_params
 from vision.pipeline.progress import bar
-from vision.search import cpu_shares
+from vision.search.cpu_shares import share_cores
 from vision.storage import arrays, atomic, tables
 from vision.storage.arrays import Stats
 from vision.tracking import mlflow_run
@@ -42,7 +42,7 @@ def main() -> None:
     except ValueError as error:
         raise UserError(f"params.yaml: {error}") from None
     keep_freed_memory()
-    cpu_shares.share_cores()
+    share_cores()
 
     model.to(device)
     with mlflow_run.resumed_run(params.tracking, record) as run:

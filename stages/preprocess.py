@@ -1,35 +1,57 @@
-"""Split the images, bring them to one size, and find what pixels are normalised with."""
+"""Preprocess: split the images, resize them, and compute the statistics for normalization."""
 
 from vision.pipeline.paths import ROOT
 from vision.pipeline.stage import run_stage
 
 # isort: split
-# What follows takes seconds to import; vision.stage stands before it so that Ctrl-C is one line even then.
+# The imports below take seconds; vision.pipeline.stage comes first so that Ctrl-C prints one line even then.
 import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from vision.datasets import image_folder, splitting
-from vision.datasets.decoding import different_sizes, resized
-from vision.pipeline.params import load_params
+from vision.datasets.decoding import load_images, size_error
+from vision.pipeline.params import Params, load_params
 from vision.report import figures
 from vision.storage import arrays, atomic, tables
 from vision.storage.arrays import SPLITS, Split, Stats
 
+RAW = ROOT / "data/raw"
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The images of one split: the `indices` of `images` (an array or files), and their labels."""
+
+    images: np.ndarray | Sequence[Path]
+    indices: np.ndarray
+    labels: np.ndarray
+
 
 def main() -> None:
-    """data/raw -> data/processed, data/samples.png, metrics/dataset.json."""
+    """Read data/raw; write data/processed, data/samples.png and metrics/dataset.json."""
     params = load_params()
-    settings = params.preprocess
-    directory = ROOT / "data/raw"
-    holds_files = (directory / "train").is_dir()
-    raw, test, classes = image_folder.read_raw(directory) if holds_files else arrays.read_raw(directory)
+    selections, classes = split_raw(params)
+    splits = load_splits(selections, params.preprocess.image_size)
+    stats = compute_stats(selections, splits, classes, params.preprocess.normalize)
+    arrays.write_processed(ROOT / "data/processed", splits, stats)
+    tables.write_json(ROOT / "metrics/dataset.json", splitting.count_images(splits, classes))
+    draw_samples(splits["train"], classes, params.preprocess.samples_per_class)
+    sizes = ", ".join(f"{len(splits[name].labels):,} {name}" for name in SPLITS)
+    print(f"preprocess: {sizes}; mean {np.round(stats.mean, 4).tolist()}, std {np.round(stats.std, 4).tolist()}")
 
-    kept, labels = splitting.filter_classes(raw.labels, classes, settings.classes)
-    names = settings.classes or classes
-    train_rows, val_rows, test_rows = splitting.split_rows(
-        labels,
-        names,
+
+def split_raw(params: Params) -> tuple[dict[str, Selection], list[str]]:
+    """Choose the images of each split, without reading their pixels; returns them with the class names."""
+    is_folder = (RAW / "train").is_dir()
+    train, test, all_classes = image_folder.read_raw(RAW) if is_folder else arrays.read_raw(RAW)
+    settings = params.preprocess
+    kept, labels = splitting.filter_classes(train.labels, all_classes, settings.classes)
+    classes = settings.classes or all_classes
+    config = splitting.SplitConfig(
         test_fraction=settings.test_fraction if test is None else 0,
         val_fraction=settings.val_fraction,
         folds=settings.folds,
@@ -37,39 +59,50 @@ def main() -> None:
         train_limit=settings.train_limit,
         seed=params.seed,
     )
-    parts = {
-        name: (raw.images, kept[rows], labels[rows])
-        for name, rows in {"train": train_rows, "val": val_rows, "test": test_rows}.items()
-    }
+    split = zip(("train", "val", "test"), splitting.split_indices(labels, classes, config), strict=True)
+    selections = {name: Selection(train.images, kept[indices], labels[indices]) for name, indices in split}
     if test is not None:
-        parts["test"] = test.images, *splitting.filter_classes(test.labels, classes, settings.classes)
-    chosen = {
-        name: Split(resized(images, rows, settings.image_size, f"read {name}"), labels)
-        for name, (images, rows, labels) in parts.items()
+        selections["test"] = Selection(
+            test.images, *splitting.filter_classes(test.labels, all_classes, settings.classes)
+        )
+    return selections, classes
+
+
+def load_splits(selections: dict[str, Selection], size: int | None) -> dict[str, Split]:
+    """Load and resize the images of each split."""
+    splits = {
+        name: Split(load_images(selection.images, selection.indices, size, f"read {name}"), selection.labels)
+        for name, selection in selections.items()
     }
-    train_shape, test_shape = (chosen[name].images.shape[1:] for name in ("train", "test"))
+    train_shape, test_shape = splits["train"].images.shape[1:], splits["test"].images.shape[1:]
     if train_shape != test_shape:
-        raise different_sizes(train_shape[1::-1], test_shape[1::-1])
-    mean, std = splitting.KNOWN.get(settings.normalize) or splitting.pixel_statistics(chosen["train"].images)
-    pictures, rows, _ = parts["test"]
-    stats = Stats(
-        classes=names,
-        image_shape=list(train_shape),
+        raise size_error(train_shape[1::-1], test_shape[1::-1])
+    return splits
+
+
+def compute_stats(
+    selections: dict[str, Selection], splits: dict[str, Split], classes: list[str], normalize: str
+) -> Stats:
+    """Describe the splits for the stages that follow."""
+    images = splits["train"].images
+    mean, std = splitting.FIXED_STATISTICS.get(normalize) or splitting.pixel_statistics(images)
+    train, val, test = (selections[name] for name in ("train", "val", "test"))
+    files = None if isinstance(test.images, np.ndarray) else [test.images[index] for index in test.indices]
+    return Stats(
+        classes=classes,
+        image_shape=list(images.shape[1:]),
         mean=mean,
         std=std,
-        split_digest=hashlib.sha256(kept[train_rows].tobytes() + b"|" + kept[val_rows].tobytes()).hexdigest(),
-        test_files=[pictures[row].relative_to(directory).as_posix() for row in rows] if holds_files else None,
+        split_digest=hashlib.sha256(train.indices.tobytes() + b"|" + val.indices.tobytes()).hexdigest(),
+        test_files=None if files is None else [path.relative_to(RAW).as_posix() for path in files],
     )
-    arrays.write_processed(ROOT / "data/processed", chosen, stats)
-    tables.write_json(ROOT / "metrics/dataset.json", splitting.counts(chosen, names))
 
-    picture = figures.sample_grid(
-        chosen["train"].images, chosen["train"].labels, names, per_class=settings.samples_per_class
-    )
+
+def draw_samples(train: Split, classes: list[str], per_class: int) -> None:
+    """Write a picture of some training images of each class."""
+    figure = figures.sample_grid(train.images, train.labels, classes, per_class=per_class)
     with atomic.atomic_write(ROOT / "data/samples.png") as temporary:
-        picture.savefig(temporary, format="png")
-    sizes = ", ".join(f"{len(chosen[name].labels):,} {name}" for name in SPLITS)
-    print(f"preprocess: {sizes}; mean {np.round(mean, 4).tolist()}, std {np.round(std, 4).tolist()}")
+        figure.savefig(temporary, format="png")
 
 
 if __name__ == "__main__":

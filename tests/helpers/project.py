@@ -106,11 +106,10 @@ def clone(folder: Path) -> Project:
             shutil.copy2(REPOSITORY / name, project.root / name)
     (project.root / "dvc.lock").unlink(missing_ok=True)
 
-    data = official_formats.make_set(n_train=1000, n_test=200)
-    official_formats.write_binary_archive(folder / "cifar-10-binary.tar.gz", data)
-    official_formats.write_checksums(project.root / "stages/vision/datasets/cifar10.md5", data)
+    archive = folder / "cifar-10-binary.tar.gz"
+    official_formats.write_binary_archive(archive, official_formats.make_set(n_train=1000, n_test=200))
     project.set(
-        download={"source": str(folder / "cifar-10-binary.tar.gz")},
+        download={"source": str(archive), "checksums": official_formats.checksums(archive)},
         model={"convnet": {"widths": [8, 16], "depth": 2}},
         train={"epochs": 3, "batch_size": 50, "device": "cpu"},
         report={"predictions": 12, "mistakes": 4},

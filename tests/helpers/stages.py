@@ -25,7 +25,7 @@ from typing import Any, Self
 import yaml
 
 from merging import deep_merge
-from official_formats import OfficialSet, write_binary_archive, write_checksums
+from official_formats import OfficialSet, checksums, write_binary_archive
 from vision.pipeline.paths import ROOT
 
 _FORKING = """
@@ -134,12 +134,11 @@ def in_small_checkout(folder: Path, data: OfficialSet) -> Iterator[Stages]:
     for name in ("params.yaml", "dvc.yaml"):
         shutil.copy(ROOT / name, root)
     write_binary_archive(root / "a.tar.gz", data)
-    write_checksums(root / "stages/vision/datasets/cifar10.md5", data)
     small = {"device": "cpu", "precision": "fp32", "epochs": 1, "batch_size": 50, "lr": 0.01}
     small |= {"progressive_resizing": [1.0]}
     change_params(
         root,
-        download={"source": "a.tar.gz"},
+        download={"source": "a.tar.gz", "checksums": checksums(root / "a.tar.gz")},
         model={"convnet": {"widths": [8, 16], "depth": 1}},
         train=small,
         tracking={"enabled": False},

@@ -1,4 +1,4 @@
-"""Experiments over folds, run and recorded by the real DVC, and the table that sums them up."""
+"""tools/compare.py on experiments over folds, which the real DVC ran and recorded."""
 
 import json
 import re
@@ -14,7 +14,7 @@ FOLDS = ["-S", "preprocess.folds=2", "-S", "preprocess.fold=range(2)"]
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A clone with two folds that ran, one experiment that failed and one that waits."""
+    """A clone with two finished experiments (folds), one failed and one queued."""
     made = clone(tmp_path_factory.mktemp("compare"))
     made.set(train={"epochs": 1}, tracking={"enabled": False})
     made.commit("one epoch")
@@ -30,7 +30,7 @@ def compare(project: Project, *arguments: str, status: int = 0) -> list[str]:
 
 
 def recorded(project: Project, file: str, metric: str) -> list[float]:
-    """The metric in the files that DVC committed for each experiment that it ran to the end."""
+    """The metric in the files that DVC committed for each finished experiment."""
     revisions = project.run("dvc", "exp", "list", "--sha-only").split()
     texts = [project.run("git", "show", f"{revision}:{file}") for revision in revisions]
     return [json.loads(text)[metric] for text in texts]
@@ -40,7 +40,7 @@ def cell(values: list[float]) -> str:
     return f"{statistics.fmean(values):.4f} ± {statistics.stdev(values):.4f}"
 
 
-def test_folds_are_one_line_with_the_figures_of_the_metrics_files(project: Project) -> None:
+def test_folds_are_one_row_with_the_values_of_the_metrics_files(project: Project) -> None:
     validated = recorded(project, "metrics/train.json", "val_accuracy")
     tested = recorded(project, "metrics/test.json", "accuracy")
     assert (len(validated), len(tested)) == (2, 2)
@@ -51,7 +51,7 @@ def test_folds_are_one_line_with_the_figures_of_the_metrics_files(project: Proje
     assert last == "not counted: 1 queued, 1 failed"
 
 
-def test_any_metric_can_be_asked_for(project: Project) -> None:
+def test_any_metric_can_be_compared(project: Project) -> None:
     _, folds, _ = compare(project, "--metric", "val_loss", "--metric", "seconds")
     losses, seconds = (
         recorded(project, "metrics/train.json", "val_loss"),
@@ -59,10 +59,10 @@ def test_any_metric_can_be_asked_for(project: Project) -> None:
     )
     assert re.split(r"\s{2,}", folds)[1:3] == [cell(losses), cell(seconds)]
     (line,) = compare(project, "--metric", "val_los", status=1)
-    assert line == "compare: --metric val_los: no experiment has it; `dvc metrics show` lists what there is"
+    assert line == "compare: --metric val_los: no experiment has this metric; `dvc metrics show` lists all metrics"
 
 
-def test_each_experiment_can_have_a_line_the_best_one_first(project: Project) -> None:
+def test_each_experiment_has_a_row_the_best_one_first(project: Project) -> None:
     head, *lines, last = compare(project, "--each", "--metric", "accuracy")
     assert re.split(r"\s{2,}", head) == ["experiment", "accuracy", "changed"]
     cells = [re.split(r"\s{2,}", line) for line in lines]
@@ -73,10 +73,10 @@ def test_each_experiment_can_have_a_line_the_best_one_first(project: Project) ->
     assert last == "not counted: 1 queued, 1 failed"
 
 
-def test_an_experiment_that_ran_twice_counts_once(project: Project) -> None:
+def test_a_repeated_experiment_counts_once(project: Project) -> None:
     before = compare(project)[1]
     project.run("dvc", "exp", "run", "--temp", "-n", "again", "-S", "preprocess.folds=2", "-S", "preprocess.fold=1")
-    assert compare(project)[1:] == [before, "not counted: 1 run again with the same parameters, 1 queued, 1 failed"]
+    assert compare(project)[1:] == [before, "not counted: 1 repeated with the same parameters, 1 queued, 1 failed"]
 
 
 def test_an_experiment_without_the_metric_comes_last(project: Project) -> None:
@@ -98,4 +98,4 @@ def test_without_experiments_the_workspace_is_shown(tmp_path: Path) -> None:
     (alone.root / "metrics/speed.json").write_text('{"accuracy": 0.25}')
     assert compare(alone, "--metric", "metrics/test.json:accuracy")[1].split() == ["1", "0.5000", "default"]
     (line,) = compare(alone, "--metric", "accuracy", status=1)
-    assert line.endswith("in several files; say which: metrics/speed.json:accuracy, metrics/test.json:accuracy")
+    assert line.endswith("choose one of metrics/speed.json:accuracy, metrics/test.json:accuracy")

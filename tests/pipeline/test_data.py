@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from browser import chromium, opened
-from official_formats import CIFAR100_CLASSES, make_set, write_cifar100_archive, write_cifar100_checksums
+from official_formats import CIFAR100_CLASSES, checksums, make_set, write_cifar100_archive
 from project import Project, clone
 
 ODD = [
@@ -53,17 +53,18 @@ def test_a_folder_whose_classes_have_odd_names(tmp_path: Path) -> None:
     project = replace(clone(tmp_path), variables={"PYTHONPATH": str(tmp_path / "watch")})
     (tmp_path / "watch").mkdir()
     (tmp_path / "watch/sitecustomize.py").write_text(WATCH.format(file=str(tmp_path / "bound")))
-    colours = np.random.default_rng(1).integers(0, 256, (len(ODD), 3))
+    colors = np.random.default_rng(1).integers(0, 256, (len(ODD), 3))
     for label, name in enumerate(ODD):
         for number in range(25):
             path = tmp_path / f"photos/{name}/{FILES[number] if number < len(FILES) else f'{number}.jpg'}"
             path.parent.mkdir(parents=True, exist_ok=True)
             noise = np.random.default_rng(number).normal(0, 30, (40 + number, 60, 3))
-            Image.fromarray((colours[label] + noise).clip(0, 255).astype(np.uint8)).save(path)
+            Image.fromarray((colors[label] + noise).clip(0, 255).astype(np.uint8)).save(path)
     run(
         project,
         download__dataset="folder",
         download__source="../photos",
+        download__checksums="null",
         preprocess__image_size="24",
         train__batch_size="10",
     )
@@ -96,10 +97,10 @@ def test_a_folder_whose_classes_have_odd_names(tmp_path: Path) -> None:
 
 def test_cifar_100(tmp_path: Path) -> None:
     project = clone(tmp_path)
-    data = make_set(n_train=1000, n_test=200, classes=100)
-    write_cifar100_archive(tmp_path / "cifar-100-python.tar.gz", data)
-    write_cifar100_checksums(project.root / "stages/vision/datasets/cifar100.md5", data)
-    run(project, download__dataset="cifar100", download__source=str(tmp_path / "cifar-100-python.tar.gz"))
+    archive = tmp_path / "cifar-100-python.tar.gz"
+    write_cifar100_archive(archive, make_set(n_train=1000, n_test=200, classes=100))
+    project.set(download={"checksums": checksums(archive)})
+    run(project, download__dataset="cifar100", download__source=str(archive))
     assert project.json("models/model.json")["classes"] == list(CIFAR100_CLASSES)
     test = project.json("metrics/test.json")
     assert test["top5_accuracy"] > 0.1, "twice what guessing reaches"

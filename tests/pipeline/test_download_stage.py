@@ -1,7 +1,7 @@
 import hashlib
 import http.server
-import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -14,20 +14,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
 from official_formats import (
     CIFAR100_CLASSES,
     CLASSES,
+    checksums,
     make_set,
     write_binary_archive,
-    write_checksums,
     write_cifar100_archive,
-    write_cifar100_checksums,
     write_npm_archive,
     write_python_archive,
 )
+from stages import change_params
 from vision.pipeline.paths import ROOT
 from vision.storage import arrays
 
@@ -36,44 +37,45 @@ DATA = make_set(n_train=500, n_test=100)
 
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
-    """A copy of the code whose checksums are those of DATA, and where nothing but the stage writes."""
+    """A copy of the code, and a folder for temporary files."""
     clone = tmp_path / "clone"
     shutil.copytree(ROOT / "stages", clone / "stages", ignore=shutil.ignore_patterns("__pycache__"))
-    write_checksums(clone / "stages/vision/datasets/cifar10.md5", DATA)
     shutil.copy(ROOT / "params.yaml", clone)
     (tmp_path / "temporary").mkdir()
     return clone
 
 
 def environment(clone: Path) -> dict[str, str]:
-    """With a cache and a temporary directory of the clone's own, and without npm."""
-    places = {"XDG_CACHE_HOME": "cache", "HOME": "home", "TMPDIR": "temporary", "PATH": "nothing"}
-    return {**os.environ, **{key: str(clone.parent / name) for key, name in places.items()}}
+    """A cache and a temporary directory of the clone's own, and no npm."""
+    folders = {"XDG_CACHE_HOME": "cache", "HOME": "home", "TMPDIR": "temporary", "PATH": "nothing"}
+    return {**os.environ, **{key: str(clone.parent / name) for key, name in folders.items()}}
 
 
-def download(clone: Path, source: str | None = None) -> subprocess.CompletedProcess[str]:
-    if source is not None:
-        params = (clone / "params.yaml").read_text()
-        (clone / "params.yaml").write_text(params.replace("source: auto", f"source: {json.dumps(source)}"))
+def run(clone: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "stages/download.py"]
     return subprocess.run(command, cwd=clone, env=environment(clone), capture_output=True, text=True, timeout=60)
+
+
+def download(clone: Path, source: str, *files: Path, **others: str) -> subprocess.CompletedProcess[str]:
+    """Run the stage with this source and the checksums of these files."""
+    change_params(clone, download={"source": source, "checksums": checksums(*files) or None, **others})
+    return run(clone)
 
 
 def raw_files(clone: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (clone / "data/raw").iterdir()}
 
 
-def test_the_same_bytes_from_every_form(clone: Path) -> None:
+def test_the_same_bytes_from_every_format(clone: Path) -> None:
     seen = []
     for number, write in enumerate((write_binary_archive, write_python_archive, write_npm_archive)):
         path = clone / f"archive{number}.tar.gz"
         write(path, DATA)
-        (clone / "params.yaml").write_text((ROOT / "params.yaml").read_text())
-        result = download(clone, path.name)
+        result = download(clone, path.name, path)
         assert result.returncode == 0, result.stderr
         lines = result.stdout.splitlines()
         assert lines[0] == f"download: read from {path.name}"
-        assert lines[1] == "download: 500 training and 100 test images, checksums as pinned, in data/raw"
+        assert lines[1] == "download: 500 training and 100 test images, checksums match, in data/raw"
         assert lines[2].startswith("download: done in ")
         seen.append(raw_files(clone))
     assert seen[0] == seen[1] == seen[2]
@@ -90,7 +92,8 @@ def test_a_folder(clone: Path) -> None:
     write_python_archive(clone / "a.tar.gz", DATA)
     with tarfile.open(clone / "a.tar.gz") as archive:
         archive.extractall(clone, filter="data")
-    assert download(clone, str(clone / "cifar-10-batches-py")).returncode == 0
+    folder = clone / "cifar-10-batches-py"
+    assert download(clone, str(folder), *folder.iterdir()).returncode == 0
     assert len(raw_files(clone)) == 5
 
 
@@ -102,44 +105,32 @@ def other_data(path: Path) -> None:
     write_binary_archive(path, make_set(n_train=500, n_test=100, seed=1))
 
 
+WRONG = r"a\.tar\.gz has the MD5 \w{32}, expected \w{32}; download it again, or set download\.checksums if .*"
+
+
 @pytest.mark.parametrize(
-    ("harm", "message"),
-    [
-        (Path.unlink, "no such file or folder"),
-        (truncate, "not a whole .tar.gz archive"),
-        (
-            other_data,
-            "data_batch_5, test_batch: not the content that the checksums in stages/vision/datasets/cifar10.md5 want",
-        ),
-    ],
+    ("harm", "message"), [(Path.unlink, "no such file or folder"), (truncate, WRONG), (other_data, WRONG)]
 )
 def test_a_mistake_is_one_line_and_leaves_the_old_data(harm: Callable[[Path], None], message: str, clone: Path) -> None:
     path = clone / "a.tar.gz"
     write_binary_archive(path, DATA)
-    assert download(clone, "a.tar.gz").returncode == 0
+    assert download(clone, "a.tar.gz", path).returncode == 0
     before = raw_files(clone)
     harm(path)
-    result = download(clone)
+    result = run(clone)
     assert result.returncode == 1
-    complaint = [line for line in result.stderr.splitlines() if line.startswith("download: ")]
-    assert len(complaint) == 1
-    assert complaint[0].startswith("download: download.source: a.tar.gz: ")
-    assert message in complaint[0]
-    assert "Traceback" not in result.stderr
+    assert re.fullmatch(rf"download: download\.source: a\.tar\.gz: {message}\n", result.stderr)
     assert raw_files(clone) == before
 
 
 def test_cifar_100(clone: Path) -> None:
     hundred = make_set(n_train=200, n_test=100, classes=100)
     write_cifar100_archive(clone / "a.tar.gz", hundred)
-    write_cifar100_checksums(clone / "stages/vision/datasets/cifar100.md5", hundred)
-    params = (ROOT / "params.yaml").read_text()
-    (clone / "params.yaml").write_text(params.replace("dataset: cifar10 ", "dataset: cifar100 "))
-    result = download(clone, "a.tar.gz")
+    result = download(clone, "a.tar.gz", clone / "a.tar.gz", dataset="cifar100")
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines()[:2] == [
         "download: read from a.tar.gz",
-        "download: 200 training and 100 test images, checksums as pinned, in data/raw",
+        "download: 200 training and 100 test images, checksums match, in data/raw",
     ]
     train, test, classes = arrays.read_raw(clone / "data/raw")
     np.testing.assert_array_equal(train.images, hundred.train_images)
@@ -152,30 +143,27 @@ def test_a_folder_of_images(clone: Path) -> None:
         path = clone / f"photos/{CLASSES[number % 2]}/{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(DATA.train_images[number]).save(path)
-    (clone / "params.yaml").write_text(
-        (ROOT / "params.yaml").read_text().replace("dataset: cifar10", "dataset: folder")
-    )
-    result = download(clone, "photos")
+    result = download(clone, "photos", dataset="folder")
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines()[:2] == [
         "download: read from photos",
-        "download: 40 images of 2 classes, each decoded whole, in data/raw",
+        "download: 40 images of 2 classes, each decoded once as a check, in data/raw",
     ]
     assert len(list(clone.glob("data/raw/train/*/*.png"))) == 40
 
     (clone / "photos/airplane/0.png").write_bytes(b"")
     before = sorted(clone.rglob("data/**/*"))
-    result = download(clone)
+    result = run(clone)
     assert result.returncode == 1
     assert result.stderr.splitlines()[-2:] == [
         "download: download.source: photos: has images that cannot be read; repair or remove them:",
-        "download: airplane/0.png: not an image, or cut off at its beginning",
+        "download: airplane/0.png: not an image, or truncated at its beginning",
     ]
     assert sorted(clone.rglob("data/**/*")) == before
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Serves an archive on loopback; with `stalls` it stops in the middle and says so through `halfway`."""
+    """Serves an archive on loopback; if `stalls`, it stops in the middle and sets `halfway`."""
 
     def __init__(self, content: bytes) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -191,8 +179,6 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
-        if "Method" in self.headers:  # torchvision only asks whether it is sent elsewhere
-            return
         self.wfile.write(content[: len(content) // 2])
         if self.server.stalls:
             self.server.halfway.set()
@@ -214,21 +200,22 @@ def server(clone: Path) -> Iterator[Server]:
 
 
 DRIVER = """
-# The download stage, with another address and checksum of the official archive in the process that downloads it.
-import sys
+# The download stage, with another address and checksum of the official archive.
+import dataclasses, sys
 sys.path.insert(0, "stages")
-if __name__ == "__mp_main__":
-    from torchvision.datasets import CIFAR10
-    CIFAR10.url, CIFAR10.tgz_md5 = sys.argv[1:]
-if __name__ == "__main__":
-    import download
-    from vision.stage import run_stage
-    run_stage(download.main)
+import download
+from vision.datasets import cifar
+from vision.pipeline.stage import run_stage
+
+url, md5 = sys.argv[1:]
+name = "cifar-10-python.tar.gz"
+cifar.DATASETS["cifar10"] = dataclasses.replace(cifar.CIFAR10, sources={name: url}, checksums={name: md5})
+run_stage(download.main)
 """
 
 
 def start(clone: Path, *command: str) -> subprocess.Popen[str]:
-    """A stage in a process group of its own."""
+    """Start a script in a process group of its own."""
     return subprocess.Popen(
         [sys.executable, *command],
         cwd=clone,
@@ -241,7 +228,7 @@ def start(clone: Path, *command: str) -> subprocess.Popen[str]:
 
 
 def all_gone(group: int) -> bool:
-    """Whether within some seconds no process of the group is left."""
+    """Whether no process of the group is left within ten seconds."""
     for _ in range(100):
         try:
             os.killpg(group, 0)
@@ -251,11 +238,17 @@ def all_gone(group: int) -> bool:
     return False
 
 
-def test_killed_in_the_middle_then_run_again_then_from_the_cache(clone: Path, server: Server) -> None:
+@pytest.fixture
+def command(clone: Path, server: Server) -> list[str]:
+    """The download stage with the server's archive."""
     (clone / "driver.py").write_text(DRIVER)
     address = f"http://127.0.0.1:{server.server_port}/cifar-10-python.tar.gz"
-    command = ["driver.py", address, hashlib.md5(server.content).hexdigest()]
+    return ["driver.py", address, hashlib.md5(server.content).hexdigest()]
 
+
+def test_killed_in_the_middle_then_run_again_then_from_the_cache(
+    clone: Path, server: Server, command: list[str]
+) -> None:
     with start(clone, *command) as process:
         assert server.halfway.wait(60)
         process.send_signal(signal.SIGKILL)
@@ -266,33 +259,60 @@ def test_killed_in_the_middle_then_run_again_then_from_the_cache(clone: Path, se
 
     server.stalls = False
     with start(clone, *command) as process:
-        output, complaints = process.communicate(timeout=60)
-    assert process.returncode == 0, complaints
-    assert "official archive: downloaded and verified" in output
+        output, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    assert f"{command[1]}: downloaded and verified" in output
     first = raw_files(clone)
 
     shutil.rmtree(clone / "data")
     server.shutdown()
-    result = download(clone)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.startswith("download: read from the cache of earlier downloads (")
+    with start(clone, *command) as process:
+        output, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    assert output.startswith("download: read from the cache of earlier downloads (")
     assert raw_files(clone) == first
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_an_interruption_cleans_up(number: signal.Signals, clone: Path) -> None:
-    with start(clone, "stages/download.py") as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "download: official archive: downloading\n"
-        time.sleep(0.3)  # the process that downloads is starting
+def test_an_interruption_cleans_up(number: signal.Signals, clone: Path, server: Server, command: list[str]) -> None:
+    with start(clone, *command) as process:
+        assert server.halfway.wait(60)
         if number == signal.SIGTERM:
             process.send_signal(number)
         else:
-            os.killpg(process.pid, number)  # a terminal's Ctrl-C reaches them all
-        _, complaints = process.communicate(timeout=20)
+            os.killpg(process.pid, number)  # Ctrl-C in a terminal reaches the whole group
+        _, errors = process.communicate(timeout=20)
         assert process.returncode == 130
-        assert complaints.splitlines()[-1] == "download: interrupted; `dvc repro` begins this stage anew"
-        assert "Traceback" not in complaints
+        assert errors.splitlines()[-1].startswith("download: interrupted; ")
+        assert "Traceback" not in errors
         assert all_gone(process.pid)
-    assert list((clone.parent / "temporary").glob("cifar10-*")) == []
+    assert list((clone.parent / "temporary").glob("cifar-*")) == []
     assert not (clone / "data").exists()
+
+
+NPM = """#!{python}
+# Takes the place of npm: notes its process id and downloads forever.
+import os, pathlib, time
+pathlib.Path({note!r}).write_text(str(os.getpid()))
+while True:
+    time.sleep(1)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_interruption_ends_npm(number: signal.Signals, clone: Path) -> None:
+    npm, note = clone.parent / "nothing/npm", clone.parent / "npm.pid"
+    npm.parent.mkdir()
+    npm.write_text(NPM.format(python=sys.executable, note=str(note)))
+    npm.chmod(0o755)
+    (clone / "driver.py").write_text(DRIVER.replace("{name: url}", "{name: 'npm:package@1'}"))
+    with start(clone, "driver.py", "", "0" * 32) as process:
+        for _ in range(300):
+            if note.exists() and note.read_text():
+                break
+            time.sleep(0.1)
+        process.send_signal(number)
+        process.communicate(timeout=20)
+        assert process.returncode == 130
+    assert not psutil.pid_exists(int(note.read_text()))
+    assert list((clone.parent / "temporary").glob("cifar-*")) == []

@@ -44,9 +44,9 @@ def test_memory_does_not_grow_over_200_epochs(tmp_path: Path) -> None:
 @pytest.mark.timeout(3600)
 def test_500_000_images_flow_through_all_stages_in_the_memory_stated(tmp_path: Path) -> None:
     project = clone(tmp_path)
-    write_large_set(tmp_path / "cifar-10-batches-bin", project.root / "stages/vision/datasets/cifar10.md5", times=100)
+    large = tmp_path / "cifar-10-batches-bin"
     project.set(
-        download={"source": str(tmp_path / "cifar-10-batches-bin")},
+        download={"source": str(large), "checksums": write_large_set(large, times=100)},
         train={"epochs": 1, "batch_size": 500},
     )
     output = project.run("dvc", "repro", timeout=3000)
@@ -66,18 +66,18 @@ def test_500_000_images_flow_through_all_stages_in_the_memory_stated(tmp_path: P
     shutil.rmtree(tmp_path)  # gigabytes
 
 
-def write_large_set(folder: Path, checksums: Path, times: int) -> None:
-    """The binary batches of 5,000 training and 1,000 test images, each so many times over, and what `md5sum` prints."""
+def write_large_set(folder: Path, times: int) -> dict[str, str]:
+    """Write the binary batches of 5,000 training and 1,000 test images, each repeated; returns their checksums."""
     folder.mkdir()
-    lines = []
+    checksums = {}
     for name, content in binary_files(make_set(n_train=5000, n_test=1000)).items():
         digest = hashlib.md5(usedforsecurity=False)
         with (folder / name).open("wb") as file:
             for _ in range(times):
                 file.write(content)
                 digest.update(content)
-        lines.append(f"{digest.hexdigest()}  {name}\n")
-    checksums.write_text("".join(lines))
+        checksums[name] = digest.hexdigest()
+    return checksums
 
 
 def memory_of(pid: int, script: str) -> int:

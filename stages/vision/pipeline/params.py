@@ -6,6 +6,7 @@ is also a field of `TrainConfig` in vision/core/config.py, and each recipe sets 
 
 import difflib
 import math
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast, get_args
 
@@ -47,6 +48,12 @@ PathText = Annotated[str, Field(max_length=4096), OneLine]
 _MAX_ERRORS = 20
 
 
+def _hex_digest(checksum: str) -> str:
+    if not re.fullmatch(r"[0-9a-f]{32}|[0-9a-f]{64}", checksum):
+        raise PydanticCustomError("checksum", "Value should be an MD5 (32 digits of 0-9a-f) or a SHA-256 (64)")
+    return checksum
+
+
 def _check_hue(strengths: list[float]) -> list[float]:
     if strengths[-1] > 0.5:
         raise PydanticCustomError("hue", "Value should have a hue, its last number, of at most 0.5")
@@ -64,6 +71,7 @@ class Download(Section):
 
     dataset: Literal["cifar10", "cifar100", "folder"]
     source: PathText
+    checksums: Annotated[dict[str, Annotated[str, AfterValidator(_hex_digest)]], Field(min_length=1)] | None
 
     @field_validator("source")
     @classmethod
@@ -71,6 +79,14 @@ class Download(Section):
         if info.data.get("dataset") == "folder" and source == "auto":
             raise PydanticCustomError("path", "Input should be the path of the folder of images, such as ../photos")
         return source
+
+    @field_validator("checksums")
+    @classmethod
+    def _checksums_are_of_a_path(cls, checksums: dict[str, str] | None, info: ValidationInfo) -> dict[str, str] | None:
+        unused = info.data.get("source") == "auto" or info.data.get("dataset") == "folder"
+        if checksums is not None and unused:
+            raise PydanticCustomError("checksums", "Input should be null for source: auto and for dataset: folder")
+        return checksums
 
 
 class Preprocess(Section):

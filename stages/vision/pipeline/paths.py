@@ -12,7 +12,7 @@ def main_root(root: Path) -> Path:
     """The checkout that lasts: `root`, or the one whose copy it is that `dvc exp run --queue` or `--temp` made."""
     for folder in root.parents:
         if folder.parts[-3:] == (".dvc", "tmp", "exps"):
-            return folder.parents[3]
+            return folder.parents[2]
     return root
 
 

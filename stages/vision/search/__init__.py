@@ -1,1 +1,1 @@
-"""Hyperparameter search with Optuna."""
+"""Hyperparameter search: the Optuna study, its trials as DVC experiments, and how parallel trials share the cores."""

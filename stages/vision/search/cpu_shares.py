@@ -1,4 +1,9 @@
-"""Experiments that run at once divide the cores; each taking all, they would wait for one another."""
+"""Experiments that run at the same time divide the CPU cores; if each used all cores, they would slow each other down.
+
+The number of threads changes the order of floating-point sums, and so the last bits of a result. DVC does not track
+it. The MLflow tag `threads` and metrics/run.json record it, and a checkpoint is used only by a training with the same
+number of threads. Set OMP_NUM_THREADS to that number to reproduce a result bit for bit.
+"""
 
 import os
 from pathlib import Path
@@ -7,27 +12,27 @@ import psutil
 import torch
 
 from vision.pipeline.paths import ROOT, main_root
-from vision.search import trials
+from vision.search import trial
 
 
 def share_cores() -> int:
-    """Have torch use this process's share of the cores: all, or those of a trial of a search or a worker of the queue.
+    """Set torch's number of threads to this process's share: all threads / experiments at a time, at least 1.
 
-    What OMP_NUM_THREADS says stays. With other threads sums are rounded otherwise, so that figures may differ a little.
+    OMP_NUM_THREADS takes precedence: if it is set, nothing changes.
 
     Returns:
         The number of threads.
     """
     if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, torch.get_num_threads() // max(workers(ROOT), trials.jobs())))
+        torch.set_num_threads(max(1, torch.get_num_threads() // max(count_workers(ROOT), trial.parallel_jobs())))
     return torch.get_num_threads()
 
 
-def workers(root: Path) -> int:
-    """How many workers of DVC's queue run experiments of this checkout; 1 outside the queue.
+def count_workers(root: Path) -> int:
+    """Number of DVC queue workers that run experiments of this checkout; 1 outside the queue.
 
     Args:
-        root: where the stage runs; the queue makes a copy below `.dvc/tmp/exps/` for each experiment.
+        root: where the stage runs. The queue makes a copy below `.dvc/tmp/exps/` for each experiment.
     """
     checkout = main_root(root)
     if checkout == root:
@@ -36,5 +41,5 @@ def workers(root: Path) -> int:
 
 
 def _works_for(process: psutil.Process, checkout: Path) -> bool:
-    command, folder = process.info["cmdline"], process.info["cwd"]  # None where another user's
+    command, folder = process.info["cmdline"], process.info["cwd"]  # None for another user's process
     return bool(command and folder) and "queue-worker" in command and Path(folder).is_relative_to(checkout)

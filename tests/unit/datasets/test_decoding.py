@@ -107,7 +107,7 @@ def huge_png(path: Path, width: int, height: int) -> Path:
 def test_absurd_sizes_are_refused_before_memory_is_taken(width: int, height: int, says: str, tmp_path: Path) -> None:
     path = huge_png(tmp_path / "a.png", width, height)
     with pytest.raises(UserError, match=says):
-        decoding.resized([path], np.arange(1), 8)
+        decoding.load_images([path], np.arange(1), 8)
 
 
 @pytest.mark.parametrize("content", [b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 1 1\n", b"GIF but not quite", b""])
@@ -132,9 +132,9 @@ def test_files_and_arrays_become_the_same_squares(
     folder = tmp_path_factory.mktemp("images")
     files = [saved(folder / f"{number}.png", image) for number, image in enumerate(pixels)]
     rows = np.array([1, 0, 1])
-    squares = decoding.resized(pixels, rows, size)
+    squares = decoding.load_images(pixels, rows, size)
     assert squares.shape == (3, size, size, 3)
-    np.testing.assert_array_equal(squares, decoding.resized(files, rows, size))
+    np.testing.assert_array_equal(squares, decoding.load_images(files, rows, size))
     np.testing.assert_array_equal(squares[0], squares[2])
 
 
@@ -142,10 +142,10 @@ def test_the_centre_is_kept_and_shrunk_without_jaggies(tmp_path: Path) -> None:
     wide = np.zeros((64, 192, 3), np.uint8)
     wide[:, 64:128:2] = 255  # a grid too fine for the small picture: grey, not stripes
     wide[:, :64, 0] = wide[:, 128:, 2] = 255
-    (square,) = decoding.resized(wide[None], np.arange(1), 16)
+    (square,) = decoding.load_images(wide[None], np.arange(1), 16)
     inner = square[:, 2:-2].astype(int)
     assert np.abs(inner - 127).max() < 20
-    (same,) = decoding.resized(wide[None, :, 64:128], np.arange(1), 64)
+    (same,) = decoding.load_images(wide[None, :, 64:128], np.arange(1), 64)
     np.testing.assert_array_equal(same, wide[:, 64:128])
 
 
@@ -153,29 +153,29 @@ def test_a_large_jpeg_comes_out_as_if_decoded_whole(tmp_path: Path) -> None:
     y, x = np.mgrid[0:600, 0:800]
     photo = np.stack([127 + 120 * np.sin(x / 40), 127 + 120 * np.sin(y / 30), (x + y) / 6], axis=2).astype(np.uint8)
     path = saved(tmp_path / "a.jpg", photo, quality=95)
-    (from_file,) = decoding.resized([path], np.arange(1), 64)
-    (from_pixels,) = decoding.resized(np.asarray(decoding.decode(path))[None], np.arange(1), 64)
+    (from_file,) = decoding.load_images([path], np.arange(1), 64)
+    (from_pixels,) = decoding.load_images(np.asarray(decoding.decode(path))[None], np.arange(1), 64)
     assert np.abs(from_file.astype(int) - from_pixels).max() <= 8
 
 
 def test_without_a_size_all_files_have_to_have_one(tmp_path: Path) -> None:
     files = [saved(tmp_path / f"{number}.png", RAMP) for number in range(3)]
-    np.testing.assert_array_equal(decoding.resized(files, np.arange(3), None), [RAMP] * 3)
-    assert decoding.resized(files, np.arange(0), None).shape == (0, 20, 30, 3)
+    np.testing.assert_array_equal(decoding.load_images(files, np.arange(3), None), [RAMP] * 3)
+    assert decoding.load_images(files, np.arange(0), None).shape == (0, 20, 30, 3)
     saved(tmp_path / "2.png", RAMP[:, :10])
     with pytest.raises(UserError, match=r"image_size: null, but there are images of 30 x 20 and 10 x 20 pixels;"):
-        decoding.resized(files, np.arange(3), None)
+        decoding.load_images(files, np.arange(3), None)
 
 
 def test_a_damaged_file_of_the_raw_data_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"")
-    with pytest.raises(UserError, match=r"a\.png: not an image.*; `dvc repro -f download`"):
-        decoding.resized([tmp_path / "a.png"], np.arange(1), 8)
+    with pytest.raises(UserError, match=r"a\.png: not an image.*; `dvc repro -f download` restores it"):
+        decoding.load_images([tmp_path / "a.png"], np.arange(1), 8)
 
 
 def test_threads_do_all_once_and_stop_at_the_first_error() -> None:
     done: list[int] = []
-    decoding.in_threads(done.append, 1000, "count")
+    decoding.run_in_threads(done.append, 1000, "count")
     assert sorted(done) == list(range(1000))
 
     begun = []
@@ -187,5 +187,5 @@ def test_threads_do_all_once_and_stop_at_the_first_error() -> None:
         time.sleep(0.001)
 
     with pytest.raises(KeyboardInterrupt):
-        decoding.in_threads(work, 10**5, "stop")
+        decoding.run_in_threads(work, 10**5, "stop")
     assert len(begun) < 10**4

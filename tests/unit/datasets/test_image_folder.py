@@ -11,15 +11,15 @@ from vision.datasets import image_folder
 from vision.pipeline.errors import UserError
 
 
-def write(path: Path, colour: str = "red", size: tuple[int, int] = (12, 10)) -> Path:
+def write(path: Path, color: str = "red", size: tuple[int, int] = (12, 10)) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size, colour).save(path)
+    Image.new("RGB", size, color).save(path)
     return path
 
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """Three classes, images at several depths, and what is no image."""
+    """Three classes, images at several depths, and other files."""
     photos = tmp_path / "photos"
     for name in ("cat/1.png", "cat/old/2.JPG", "cat/old/deep/3.webp", "dog/1.png", "Ümläut, & <b>/1.gif"):
         write(photos / name)
@@ -37,7 +37,7 @@ def copied(source: Path, said: list[str] | None = None) -> Path:
 
 
 def refusal(source: Path) -> str:
-    """Why a folder is refused; there is nothing left of the attempt then."""
+    """The reason why a folder is refused; nothing is left of the attempt."""
     with pytest.raises(UserError) as caught:
         copied(source)
     assert not (source.parent / "raw").exists()
@@ -58,7 +58,7 @@ def test_images_are_copied_and_all_else_is_named(photos: Path) -> None:
         assert (raw / "train" / name).stat().st_ino != (photos / name).stat().st_ino
     assert said == [
         f"read from {photos}",
-        "skipped, for they lie in no class folder or have no image's suffix: cat/notes.txt, list.csv, loose.png",
+        "skipped (not in a class folder, or no image suffix): cat/notes.txt, list.csv, loose.png",
     ]
 
     train, test, classes = image_folder.read_raw(raw)
@@ -126,7 +126,7 @@ def test_images_that_cannot_be_decoded_are_all_named(photos: Path) -> None:
     first, second, third = refusal(photos).splitlines()
     assert first == "has images that cannot be read; repair or remove them:"
     assert second.startswith("cat/old/2.JPG: ")
-    assert third == "dog/1.png: not an image, or cut off at its beginning"
+    assert third == "dog/1.png: not an image, or truncated at its beginning"
     for number in range(20):
         (photos / f"cat/{number:02}.png").write_bytes(b"")
     lines = refusal(photos).splitlines()
@@ -199,10 +199,10 @@ def not_utf_8(photos: Path) -> None:
         (empty_class, "has no images in cow"),
         (one_class, "has 1 class folders; expected a sub-folder for each of at least two classes"),
         (no_class, "has 0 class folders; expected a sub-folder for each of at least two classes"),
-        (third_split, "has folders beside train and test (Ümläut, & <b>); expected those two alone"),
+        (third_split, "has more folders than train and test (Ümläut, & <b>); expected only those two"),
         (no_test_images, "has no images in test/dog"),
         (other_splits, "has the folders Val, train, which are no classes; expected train and test, or classes"),
-        (link, "dog/2.png is a symbolic link, and those may lead anywhere; `cp -rL FOLDER COPY` makes a copy"),
+        (link, "dog/2.png is a symbolic link, which is not followed; `cp -rL FOLDER COPY` makes a copy"),
         (linked_folder, "dog/loop is a symbolic link"),
         (linked_class, "dogs is a symbolic link"),
         (pipe, "dog/2.png is a special file; remove it"),
@@ -234,5 +234,5 @@ def test_a_source_that_is_none(source: str, says: str, tmp_path: Path) -> None:
 def test_raw_data_that_lacks_a_class_is_said(photos: Path) -> None:
     raw = copied(photos)
     (raw / "train/dog/1.png").unlink()
-    with pytest.raises(UserError, match=r"raw: has no images in train/dog; `dvc repro -f download` makes it anew"):
+    with pytest.raises(UserError, match=r"raw: has no images in train/dog; `dvc repro -f download` writes it again"):
         image_folder.read_raw(raw)

@@ -12,26 +12,8 @@ from vision.storage.arrays import Split
 CLASSES = ["cat", "dog", *map(str, range(8))]
 
 
-def split(
-    labels: np.ndarray,
-    *,
-    test_fraction: float = 0,
-    val_fraction: float = 0.1,
-    folds: int | None = None,
-    fold: int = 0,
-    train_limit: int | None = None,
-    seed: int = 0,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    return splitting.split_rows(
-        labels,
-        CLASSES,
-        test_fraction=test_fraction,
-        val_fraction=val_fraction,
-        folds=folds,
-        fold=fold,
-        train_limit=train_limit,
-        seed=seed,
-    )
+def split(labels: np.ndarray, **options: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return splitting.split_indices(labels, CLASSES, splitting.SplitConfig(**options))
 
 
 @given(
@@ -137,7 +119,7 @@ def test_counts_by_class() -> None:
     def part(*labels: int) -> Split:
         return Split(np.zeros((len(labels), 2, 2, 3), np.uint8), np.array(labels, np.uint8))
 
-    assert splitting.counts({"train": part(0, 0, 1), "val": part(1), "test": part()}, ["cat", "dog"]) == {
+    assert splitting.count_images({"train": part(0, 0, 1), "val": part(1), "test": part()}, ["cat", "dog"]) == {
         "classes": 2,
         "train": 3,
         "val": 1,

@@ -122,6 +122,26 @@ def space(**bounds: object) -> dict[str, object]:
             {"dataset": "folder", "source": "auto"},
             "params.yaml: download.source: must be the path of the folder of images, such as ../photos (got 'auto')",
         ),
+        (
+            "download",
+            {"source": "a.tar.gz", "checksums": {"a.tar.gz": "5dd7"}},
+            "params.yaml: download.checksums.a.tar.gz: must be an MD5 (32 digits of 0-9a-f) or a SHA-256 (64)",
+        ),
+        (
+            "download",
+            {"source": "a.tar.gz", "checksums": {}},
+            "params.yaml: download.checksums: must have at least 1 item (got {})",
+        ),
+        (
+            "download",
+            {"source": "a.tar.gz", "checksums": "a.md5"},
+            "params.yaml: download.checksums: must be a valid dictionary (got 'a.md5')",
+        ),
+        (
+            "download",
+            {"source": "auto", "checksums": {"a.tar.gz": "0" * 32}},
+            "params.yaml: download.checksums: must be null for source: auto and for dataset: folder (got {'a.tar.gz': ",
+        ),
         ("preprocess", {"test_fraction": 0}, "params.yaml: preprocess.test_fraction: must be greater than 0 (got 0)"),
         ("preprocess", {"folds": 1}, "params.yaml: preprocess.folds: must be greater than or equal to 2 (got 1)"),
         (

@@ -1,4 +1,4 @@
-"""Who else computes: real processes that look like workers of DVC's queue."""
+"""How experiments divide the cores: real processes with the command line of DVC queue workers."""
 
 import subprocess
 import sys
@@ -28,16 +28,16 @@ def running(folder: Path, count: int, *arguments: str) -> Iterator[None]:
             process.communicate(b"\n")
 
 
-def test_the_workers_of_this_checkout_are_counted_inside_the_queue_alone(tmp_path: Path) -> None:
+def test_only_workers_of_this_checkout_count_and_only_inside_the_queue(tmp_path: Path) -> None:
     checkout, other = tmp_path / "checkout", tmp_path / "other"
     copy = checkout / ".dvc/tmp/exps/tmpabc"
     copy.mkdir(parents=True)
     other.mkdir()
-    assert cpu_shares.workers(copy) == 1
+    assert cpu_shares.count_workers(copy) == 1
     with running(checkout, 3, "exp", "queue-worker", "dvc-exp-1"), running(other, 2, "exp", "queue-worker", "x"):
         with running(checkout, 1, "exp", "show"):
-            assert cpu_shares.workers(copy) == 3
-        assert cpu_shares.workers(checkout) == 1, "`dvc repro` beside the queue is none of its experiments"
+            assert cpu_shares.count_workers(copy) == 3
+        assert cpu_shares.count_workers(checkout) == 1, "`dvc repro` in the checkout is not an experiment of the queue"
 
 
 @pytest.fixture
@@ -47,13 +47,13 @@ def threads() -> Iterator[int]:
     torch.set_num_threads(before)
 
 
-def test_a_share_of_the_threads_is_one_at_least(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_worker_gets_an_equal_share_of_at_least_one_thread(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     torch.set_num_threads(4)
     assert cpu_shares.share_cores() == 4
-    monkeypatch.setattr(cpu_shares, "workers", lambda root: 2)
+    monkeypatch.setattr(cpu_shares, "count_workers", lambda root: 2)
     assert cpu_shares.share_cores() == 2
-    monkeypatch.setattr(cpu_shares, "workers", lambda root: 9)
+    monkeypatch.setattr(cpu_shares, "count_workers", lambda root: 9)
     assert cpu_shares.share_cores() == 1
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     torch.set_num_threads(3)
