@@ -8,6 +8,7 @@ import io
 import json
 import pickle
 import tarfile
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -211,7 +212,8 @@ def _parse_npm(name: str, content: bytes, files: Files) -> Split:
     """A PNG with one row per image; the labels of a whole split are one JSON list."""
     from PIL import Image
 
-    images = np.asarray(Image.open(io.BytesIO(content), formats=["PNG"])).reshape(-1, SIDE, SIDE, 3)
+    with warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning):
+        images = np.asarray(Image.open(io.BytesIO(content), formats=["PNG"])).reshape(-1, SIDE, SIDE, 3)
     if name.startswith("test"):
         return Split(images, np.array(json.loads(files["test_lables.json"])))
     start = _BATCHES.index(name.removesuffix(".png")) * len(images)
