@@ -105,17 +105,17 @@ def verify(path: Path, checksums: Mapping[str, str]) -> None:
         raise UserError(f"no checksum for {path.name} (known: {', '.join(checksums)}); set download.checksums")
     expected = checksums[path.name]
     with path.open("rb") as file:
-        new_hash = partial(hashlib.new, algorithm(expected), usedforsecurity=False)
+        new_hash = partial(hashlib.new, hash_algorithm(expected), usedforsecurity=False)
         actual = hashlib.file_digest(file, new_hash).hexdigest()
     if actual != expected:
         raise UserError(
-            f"{path.name} has the {algorithm(expected).upper()} {actual}, expected {expected}; "
+            f"{path.name} has the {hash_algorithm(expected).upper()} {actual}, expected {expected}; "
             "download it again, or set download.checksums if the data is your own"
         )
 
 
-def algorithm(checksum: str) -> str:
-    """The hash function of a checksum in hexadecimal digits."""
+def hash_algorithm(checksum: str) -> str:
+    """The name of the hash function that a hexadecimal checksum comes from."""
     return "md5" if len(checksum) == 32 else "sha256"
 
 
@@ -157,7 +157,8 @@ def _no_data(dataset: Dataset) -> UserError:
 
 
 def _decode(files: Files) -> Decoded:
-    train, test = [], []
+    train: list[Split] = []
+    test: list[Split] = []
     classes = list(CLASSES)
     name = "meta"
     try:
