@@ -1,21 +1,52 @@
-"""Settings of all tests."""
+"""Settings of all tests: which run by default, how many threads each worker has, and hypothesis's profiles."""
 
 import os
 import signal
+from collections import defaultdict
 
-from hypothesis import settings
+import hypothesis
+import pytest
 
-# The workers divide the cores, for themselves and for what they start.
-workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
+# The workers divide the cores, for themselves and for the processes that they start.
+_workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // _workers)))
 
-# Every process that is started here would compile anew what no earlier one was allowed to keep compiled.
+# Without bytecode files, each of the many Python processes would compile every module that it imports.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
-# What is tested here does real work, whose time says nothing about a defect.
-settings.register_profile("no-deadline", deadline=None)
-settings.load_profile("no-deadline")
-
-# A shell starts what it runs in the background with Ctrl-C ignored, and child processes would inherit that: the tests
-# that interrupt them would wait for ever.
+# A process that a shell starts in the background ignores Ctrl-C, and its children inherit that. Tests that interrupt
+# child processes would then wait for ever.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Tests train networks and start processes: how long an example takes says nothing about a defect.
+hypothesis.settings.register_profile("default", deadline=None, max_examples=10)
+hypothesis.settings.register_profile("all", deadline=None, max_examples=100)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add `--all`."""
+    parser.addoption("--all", action="store_true", help="run the slow tests too: everything but the soak tests")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Choose the tests and the number of hypothesis examples that `--all` stands for."""
+    if config.getoption("--all"):
+        config.option.markexpr = "not soak"
+    hypothesis.settings.load_profile("all" if config.getoption("--all") else "default")
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest selects tests by their markers
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as slow all but `n` cases of a test that is marked `sample(n)`; the `n` are evenly spaced."""
+    cases = defaultdict(list)
+    for item in items:
+        if item.get_closest_marker("sample"):
+            cases[item.nodeid.partition("[")[0]].append(item)
+    for group in cases.values():
+        marker = group[0].get_closest_marker("sample")
+        assert marker is not None
+        step = max(1, len(group) / marker.args[0])
+        default = {int(step * number) for number in range(marker.args[0])}
+        for number, item in enumerate(group):
+            if number not in default:
+                item.add_marker(pytest.mark.slow)
