@@ -769,6 +769,7 @@ def pattern(stage: str, lines: str, root: Path) -> str:
     return re.escape(expected).replace(r"\*", "[^\n]*")
 
 
+@pytest.mark.sample(40)
 @pytest.mark.parametrize(("stage", "damage", "line"), [pytest.param(*row, id=name) for name, *row in ROWS])
 def test_bad_input_is_one_line_and_changes_nothing(
     stage: str, damage: Damage, line: str, stages: Stages, kept: Kept

@@ -9,6 +9,8 @@ import pytest
 
 from project import Project, clone
 
+pytestmark = pytest.mark.slow
+
 FOLDS = ["-S", "preprocess.folds=2", "-S", "preprocess.fold=range(2)"]
 
 

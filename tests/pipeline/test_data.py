@@ -4,11 +4,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from browser import chromium, opened
 from official_formats import CIFAR100_CLASSES, checksums, make_set, write_cifar100_archive
 from project import Project, clone
+
+pytestmark = pytest.mark.slow
 
 ODD = [
     "<script>alert(1)<script>",

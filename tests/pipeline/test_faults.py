@@ -12,6 +12,8 @@ import yaml
 from disks import filled, small_disk
 from project import Project, clone
 
+pytestmark = pytest.mark.slow
+
 STAGES = ("download", "preprocess", "train", "evaluate", "report")
 
 SITE = """
@@ -88,7 +90,6 @@ def test_no_file_may_grow_and_then_it_may(tmp_path: Path) -> None:
     assert "up to date" in project.run("dvc", "repro")
 
 
-@pytest.mark.slow
 def test_no_network(tmp_path: Path) -> None:
     if subprocess.run(["unshare", "--map-root-user", "--net", "true"], capture_output=True).returncode:
         pytest.skip("no network of its own can be had here")
@@ -104,7 +105,6 @@ def test_no_network(tmp_path: Path) -> None:
     assert not (project.root / "data").exists()
 
 
-@pytest.mark.slow
 def test_two_repros_at_once_in_one_checkout(tmp_path: Path) -> None:
     project = clone(tmp_path)
     both = [project.start("dvc", "repro") for _ in range(2)]
@@ -134,7 +134,6 @@ def removed(project: Project, stage: str) -> None:
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_disk_that_becomes_full_at_any_point(on_a_small_disk: Project, stage: str) -> None:
@@ -166,7 +165,6 @@ def test_a_disk_that_becomes_full_at_any_point(on_a_small_disk: Project, stage: 
     assert contents(project, stage) == whole
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_killed_when_a_file_is_about_to_get_its_name(tmp_path: Path) -> None:
     project = clone(tmp_path)

@@ -26,7 +26,6 @@ from vision.pipeline.validation import breaks
 
 BASE = yaml.safe_load((ROOT / "params.yaml").read_text())
 SCHEMA = Params.model_json_schema()
-EXAMPLES = 100  # of a parameter, as many inside as outside
 
 
 def described(name: str) -> dict[str, Any]:
@@ -170,7 +169,7 @@ def with_value(name: str, value: object) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_what_is_inside_is_accepted_and_what_is_outside_is_one_line_that_names_it(name: str) -> None:
-    @settings(max_examples=EXAMPLES, database=None)
+    @settings(database=None)  # each example is a value inside and one outside
     @given(inside(name), outside(name))
     def each(good: object, bad: object) -> None:
         checked(with_value(name, good), "params.yaml")

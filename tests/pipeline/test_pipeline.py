@@ -3,6 +3,7 @@
 The tests share one clone and go on from each other's results, in the order of this file.
 """
 
+import json
 import os
 import shutil
 import signal
@@ -131,11 +132,53 @@ def test_a_second_repro_does_nothing(project: Project) -> None:
     assert project.run("git", "status", "--porcelain") == ""
 
 
-def test_bytecode_inside_a_dependency_changes_nothing(project: Project) -> None:
-    cache = project.root / "stages/vision/models/__pycache__"
+def outdated(project: Project) -> set[str]:
+    """The stages whose dependencies have changed, by `dvc status`."""
+    return set(json.loads(project.run("dvc", "status", "--json").splitlines()[-1]))
+
+
+def outdated_after_changes_in(project: Project, *folders: str) -> set[str]:
+    """The stages whose dependencies have changed when all code in these folders has."""
+    contents = {path: path.read_bytes() for folder in folders for path in (project.root / folder).rglob("*.py")}
+    assert contents
+    for path, content in contents.items():
+        path.write_bytes(content + b"# changed\n")
+    found = outdated(project)
+    for path, content in contents.items():
+        path.write_bytes(content)
+    return found
+
+
+def test_only_code_that_makes_outputs_is_a_dependency(project: Project) -> None:
+    cache = project.root / "stages/vision/core/__pycache__"
     cache.mkdir(exist_ok=True)
     (cache / "other.cpython-399.pyc").write_bytes(b"bytecode")
-    assert "Data and pipelines are up to date." in project.run("dvc", "status")
+    no_outputs = [f"stages/vision/{package}" for package in ("pipeline", "tracking", "search")]
+    assert outdated_after_changes_in(project, "tools", *no_outputs) == set()
+    assert outdated_after_changes_in(project, "stages/vision/report") == {"report"}
+    assert outdated_after_changes_in(project, "stages/vision/core") == {"train", "evaluate"}
+    assert outdated(project) == set()
+
+
+def test_a_killed_training_resumes_and_makes_the_same_outputs(project: Project) -> None:
+    made = project.lasting("train", "evaluate")
+    recorded = len(runs(project))
+    project.set(train={"checkpoint_seconds": 0.01})  # another training for DVC, with the same outputs
+    process = project.start("dvc", "repro", "train")
+    assert process.stdout is not None
+    assert any("epoch   2:" in line for line in process.stdout)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert not (project.root / "models/model.pt").exists()
+    project.run("dvc", "repro", "evaluate")
+    assert project.lasting("train", "evaluate") == made
+    newest, *_ = after = runs(project)
+    assert len(after) == recorded + 1, "a training that began anew would be a run of its own"
+    client = MlflowClient(f"sqlite:///{project.root / 'mlflow.db'}")
+    history = client.get_metric_history(newest.info.run_id, "train/loss")
+    assert [entry.step for entry in history] == [1, 2, 3]
+    project.run("git", "checkout", "--quiet", ".")
+    project.run("dvc", "checkout")
 
 
 def test_an_experiment_retrains_evaluates_and_reports_and_nothing_else(project: Project) -> None:
@@ -163,6 +206,7 @@ def test_a_change_of_the_report_only_reports(project: Project) -> None:
     assert len(runs(project)) == before
 
 
+@pytest.mark.slow
 def test_an_experiment_in_a_temporary_copy_is_recorded_in_the_main_checkout(project: Project) -> None:
     output = project.run("dvc", "exp", "run", "--temp", "--name", "elsewhere", "-S", "train.epochs=1")
     assert running(output) == ["train", "evaluate", "report"]
@@ -174,6 +218,7 @@ def test_an_experiment_in_a_temporary_copy_is_recorded_in_the_main_checkout(proj
     assert (project.root / "mlruns") in Path(newest.info.artifact_uri.removeprefix("file://")).parents
 
 
+@pytest.mark.slow
 def test_plots_and_metrics_are_drawn_by_dvc(project: Project) -> None:
     project.run("dvc", "plots", "show")
     page = (project.root / "dvc_plots/index.html").read_text()
@@ -184,6 +229,7 @@ def test_plots_and_metrics_are_drawn_by_dvc(project: Project) -> None:
         assert figure in shown
 
 
+@pytest.mark.slow
 def test_a_mistake_in_params_stops_before_anything_is_done(project: Project) -> None:
     project.set(train={"lr": -1, "epoch": 3})
     output = project.run("dvc", "repro", status=255)
@@ -194,6 +240,7 @@ def test_a_mistake_in_params_stops_before_anything_is_done(project: Project) -> 
     project.run("dvc", "checkout")
 
 
+@pytest.mark.slow
 def test_a_training_that_diverges_says_so_and_fails_its_run(project: Project) -> None:
     command = ["-S", "train.optimizer.name=sgd", "-S", "train.lr=1e30"]
     output = project.run("dvc", "exp", "run", *command, status=255)
@@ -207,17 +254,8 @@ def test_a_training_that_diverges_says_so_and_fails_its_run(project: Project) ->
     project.run("dvc", "checkout")
 
 
-QUICK = {"conv16_32", "speedrun94"}
-"""Recipes that every test run tries; the others take minutes together."""
-
-
-@pytest.mark.parametrize(
-    "recipe",
-    [
-        pytest.param(path.name, marks=() if path.name in QUICK else pytest.mark.slow)
-        for path in sorted((REPOSITORY / "recipes").iterdir())
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", sorted(path.name for path in (REPOSITORY / "recipes").iterdir()))
 def test_a_recipe_runs_and_what_stands_behind_it_wins(project: Project, recipe: str) -> None:
     words = (project.root / "recipes" / recipe).read_text().split()
     # An average of a thousand steps would be of the first weights here.
@@ -239,6 +277,7 @@ def test_a_recipe_runs_and_what_stands_behind_it_wins(project: Project, recipe: 
     project.run("dvc", "checkout")
 
 
+@pytest.mark.slow
 def test_a_recipe_after_another_trains_its_own_network(project: Project) -> None:
     """`dvc exp run -S` leaves the first recipe's values in params.yaml."""
     for recipe in ("tutorial", "two_conv"):
@@ -253,6 +292,7 @@ def test_a_recipe_after_another_trains_its_own_network(project: Project) -> None
     project.run("dvc", "checkout")
 
 
+@pytest.mark.slow
 def test_a_model_of_some_classes_is_where_one_of_others_begins(project: Project) -> None:
     def train(name: str, *settings: str) -> dict[str, torch.Tensor]:
         words = [word for setting in settings for word in ("-S", setting)]
@@ -274,6 +314,7 @@ def test_a_model_of_some_classes_is_where_one_of_others_begins(project: Project)
     project.run("dvc", "checkout")
 
 
+@pytest.mark.slow
 def test_a_network_of_torchvision_trains_on_enlarged_images_and_is_logged(project: Project) -> None:
     words = [
         "model.name=shufflenet_v2_x0_5",
@@ -291,6 +332,7 @@ def test_a_network_of_torchvision_trains_on_enlarged_images_and_is_logged(projec
     project.run("dvc", "checkout")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
@@ -327,6 +369,7 @@ def test_what_does_not_go_together_is_said_in_one_line(project: Project, setting
     project.run("git", "checkout", "--quiet", ".")
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_training_is_killed_in_mlflow_and_leaves_no_output(project: Project, number: int) -> None:
     project.set(train={"epochs": 10_000 + number})  # one that has no checkpoint to go on from
@@ -354,6 +397,7 @@ def test_an_interrupted_training_is_killed_in_mlflow_and_leaves_no_output(projec
     project.run("dvc", "checkout")
 
 
+@pytest.mark.slow
 def test_without_tracking_and_validation_everything_runs(fresh: Project) -> None:
     fresh.set(preprocess={"val_fraction": 0, "train_limit": 500, "normalize": "half"}, tracking={"enabled": False})
     fresh.set(train={"patience": 2})

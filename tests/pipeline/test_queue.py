@@ -21,6 +21,8 @@ from project import Project, clone
 from queue_checks import CHECKS, count_results, find_wrong, list_commits, queue_experiments, run_queue
 from servers import mlflow_server
 
+pytestmark = pytest.mark.slow
+
 ALONE = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
 """The environment without the share of the cores that the tests set for themselves; it would be left as it is."""
 

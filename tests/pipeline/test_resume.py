@@ -13,6 +13,8 @@ from mlflow import MlflowClient
 
 from project import Project, clone
 
+pytestmark = pytest.mark.slow
+
 EPOCHS = 24
 
 

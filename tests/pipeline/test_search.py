@@ -16,6 +16,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from project import Project, clone
 
+pytestmark = pytest.mark.slow
+
 SEARCH: dict[str, object] = {
     "study": "rates",
     "trials": 3,

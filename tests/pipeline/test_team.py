@@ -21,6 +21,8 @@ from moto.server import ThreadedMotoServer
 from project import Project, clone
 from servers import free_port, mlflow_server, wait_until
 
+pytestmark = pytest.mark.slow
+
 POSTGRES = os.pathsep.join([os.environ["PATH"], *map(str, Path("/usr/lib/postgresql").glob("*/bin"))])
 """Where its programs are; Debian keeps them out of PATH."""
 

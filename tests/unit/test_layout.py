@@ -12,7 +12,7 @@ import yaml
 
 from vision.pipeline.paths import ROOT
 
-GRAPH = grimp.build_graph("vision", include_external_packages=True)
+GRAPH = grimp.build_graph("vision", include_external_packages=True, cache_dir=None)
 STAGES = ("download", "preprocess", "train", "evaluate", "report")
 CHANGES_NO_OUTPUT = {"pipeline", "tracking", "search"}
 """Packages that no stage depends on: they check parameters, record runs and schedule trials."""

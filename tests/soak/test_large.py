@@ -1,4 +1,4 @@
-"""Long and large: many epochs, and ten times as many images, through the real stages. `pytest -m slow` runs these."""
+"""Long trainings and large data sets through the real stages: memory stays within stated limits."""
 
 import hashlib
 import re
@@ -13,13 +13,13 @@ from mlflow import MlflowClient
 from official_formats import binary_files, make_set
 from project import clone
 
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(3600)]
+
 MIB = 2**20
 LIMITS = {"download": 2_300, "preprocess": 2_300, "train": 3_000, "evaluate": 1_400, "report": 500}
 """MiB at the peak of each stage on 500,000 training and 100,000 test images, which are 1,758 MiB themselves."""
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(3600)
 def test_memory_does_not_grow_over_200_epochs(tmp_path: Path) -> None:
     project = clone(tmp_path)
     # Images of one size all the time, as larger ones take more; a checkpoint whenever it may be.
@@ -40,8 +40,6 @@ def test_memory_does_not_grow_over_200_epochs(tmp_path: Path) -> None:
     assert late - early < 16 * MIB, "a hundred thousand epochs would take more than 10 GiB"
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(3600)
 def test_500_000_images_flow_through_all_stages_in_the_memory_stated(tmp_path: Path) -> None:
     project = clone(tmp_path)
     large = tmp_path / "cifar-10-batches-bin"
