@@ -29,9 +29,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Choose the tests and the number of hypothesis examples that `--all` stands for."""
+    """Choose which tests run, and how many examples hypothesis tries."""
     if config.getoption("--all"):
         config.option.markexpr = "not soak"
+    elif all("::" in argument for argument in config.args):  # tests given by name run whatever their markers
+        config.option.markexpr = ""
     hypothesis.settings.load_profile("all" if config.getoption("--all") else "default")
 
 

@@ -129,6 +129,7 @@ def tiny(tmp_path: Path) -> Path:
     return recipe
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("validate", [[], ["--validate"]])
 def test_speed_prints_a_table_of_a_recipe(data: Path, tiny: Path, validate: list[str]) -> None:
     arguments = ["--recipe", str(tiny), "--data", str(data), "--rounds", "1", "--repeats", "2", *validate]
@@ -138,6 +139,7 @@ def test_speed_prints_a_table_of_a_recipe(data: Path, tiny: Path, validate: list
     assert float(seconds) > 0
 
 
+@pytest.mark.slow
 def test_peers_scripts_run_on_a_cpu_beside_ours(data: Path, tiny: Path, tmp_path: Path) -> None:
     (tmp_path / "airbench94_muon.py").write_text(PEER)
     (tmp_path / "airbench96_faster.py").write_text(PEER_OF_TWO_NETS)
@@ -152,6 +154,7 @@ def test_peers_scripts_run_on_a_cpu_beside_ours(data: Path, tiny: Path, tmp_path
     assert re.search(r"tiny takes \d+\.\d+ of the time of airbench \(.*, n = 2\)", process.stdout)
 
 
+@pytest.mark.slow
 def test_what_would_not_be_a_fair_run_is_refused_in_a_line_each(tmp_path: Path) -> None:
     arguments = ["--data", str(tmp_path), "--airbench", str(tmp_path), "--validate", "--rounds", "0"]
     lines = run("benchmarks/speed.py", *arguments).stderr.splitlines()
@@ -194,6 +197,7 @@ def test_params_are_read_without_a_yaml_library_as_with_one(tmp_path: Path) -> N
         speed.settings(tmp_path / "params.yaml", recipe)
 
 
+@pytest.mark.slow
 def test_step_prints_its_tables() -> None:
     process = run("benchmarks/step.py", "--rounds", "1", "--steps", "1", "--batch-size", "8")
     assert process.returncode == 0, process.stderr
@@ -201,6 +205,7 @@ def test_step_prints_its_tables() -> None:
     assert "convolution" in process.stdout
 
 
+@pytest.mark.slow
 def test_convolution_prints_a_row_for_every_map_and_network() -> None:
     _, _, *found = rows(run("benchmarks/convolution.py", "--rounds", "1", "--images", "32")).items()
     assert [name for name, _ in found[:2]] == ["128 channels, 2x2", "128 channels, 3x3"]
@@ -209,6 +214,7 @@ def test_convolution_prints_a_row_for_every_map_and_network() -> None:
         assert float(together) / float(alone) == pytest.approx(float(ratio), rel=0.1, abs=0.05)
 
 
+@pytest.mark.slow
 def test_notebooks_prints_a_row_a_recipe_with_both_ways(data: Path) -> None:
     process = run("benchmarks/notebooks.py", "two_conv", "--data", str(data), "--epochs", "1", "--target", "0.05")
     (row,) = [cells for name, cells in rows(process).items() if name.startswith("`two_conv`, 1 epochs")]
@@ -236,12 +242,14 @@ def test_the_authors_network_is_the_recipes(name: str) -> None:
     assert torch.allclose(ours(images), theirs(ours.normalized(images)), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_notebooks_says_what_is_missing(tmp_path: Path) -> None:
     assert run("benchmarks/notebooks.py", "fast").stderr.startswith("notebooks.py: no notebook fast; there are ")
     missing = run("benchmarks/notebooks.py", "--data", str(tmp_path)).stderr
     assert missing.startswith(f"notebooks.py: {tmp_path}/train_images.npy is not there; ")
 
 
+@pytest.mark.slow
 def test_notebooks_says_that_dvc_wrote_params_anew(data: Path, tmp_path: Path) -> None:
     for folder in ("benchmarks", "stages", "recipes"):
         shutil.copytree(ROOT / folder, tmp_path / folder)
@@ -254,6 +262,7 @@ def test_notebooks_says_that_dvc_wrote_params_anew(data: Path, tmp_path: Path) -
     )
 
 
+@pytest.mark.slow
 def test_augment_prints_a_row_for_every_kind() -> None:
     _, _, *kinds = rows(run("benchmarks/augment.py", "--rounds", "1", "--images", "24", "--batch-size", "8")).items()
     names = ["flip", "shift", "rotation", "color_jitter", "cutout", "mixup", "cutmix", "everything"]
@@ -291,6 +300,7 @@ with tracking.resumed_run(settings, {"mlflow": None, "tensorboard": None}) as ru
 """
 
 
+@pytest.mark.slow
 def test_a_stage_under_the_clock_says_what_it_spent_its_time_on(tmp_path: Path) -> None:
     (tmp_path / "brew.py").write_text(STAGE)
     process = run("benchmarks/overhead.py", "--into", str(tmp_path), "--stage", str(tmp_path / "brew.py"))
@@ -300,6 +310,7 @@ def test_a_stage_under_the_clock_says_what_it_spent_its_time_on(tmp_path: Path) 
     assert spent[overhead.IMPORTS][0] == max(seconds for seconds, _ in spent.values())
 
 
+@pytest.mark.slow
 def test_overhead_says_what_is_wrong(tmp_path: Path) -> None:
     assert run("benchmarks/overhead.py", "--rounds", "0").stderr == "overhead.py: --rounds must be at least 1\n"
     elsewhere = run("benchmarks/overhead.py", "--beside", str(tmp_path)).stderr

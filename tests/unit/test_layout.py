@@ -76,3 +76,10 @@ def test_nothing_unpickles(path: Path) -> None:
             name = ast.unparse(node)
             assert not re.match(r"(pickle|marshal|shelve|joblib)\.(loads?|open)\b", name), node.lineno
             assert not name.endswith("Unpickler") or path.name == "cifar.py", node.lineno
+
+
+def test_the_readme_of_the_tests_names_tests_that_exist() -> None:
+    named = re.findall(r"`([\w/]+\.py)::(\w+)`", (ROOT / "tests/README.md").read_text())
+    assert len(named) > 20
+    missing = [f"{file}::{test}" for file, test in named if f"def {test}(" not in (ROOT / "tests" / file).read_text()]
+    assert missing == []
