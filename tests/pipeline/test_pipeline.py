@@ -160,27 +160,6 @@ def test_only_code_that_makes_outputs_is_a_dependency(project: Project) -> None:
     assert outdated(project) == set()
 
 
-def test_a_killed_training_resumes_and_makes_the_same_outputs(project: Project) -> None:
-    made = project.lasting("train", "evaluate")
-    recorded = len(runs(project))
-    project.set(train={"checkpoint_seconds": 0.01})  # another training for DVC, with the same outputs
-    process = project.start("dvc", "repro", "train")
-    assert process.stdout is not None
-    assert any("epoch   2:" in line for line in process.stdout)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-    assert not (project.root / "models/model.pt").exists()
-    project.run("dvc", "repro", "evaluate")
-    assert project.lasting("train", "evaluate") == made
-    newest, *_ = after = runs(project)
-    assert len(after) == recorded + 1, "a training that began anew would be a run of its own"
-    client = MlflowClient(f"sqlite:///{project.root / 'mlflow.db'}")
-    history = client.get_metric_history(newest.info.run_id, "train/loss")
-    assert [entry.step for entry in history] == [1, 2, 3]
-    project.run("git", "checkout", "--quiet", ".")
-    project.run("dvc", "checkout")
-
-
 def test_an_experiment_retrains_evaluates_and_reports_and_nothing_else(project: Project) -> None:
     output = project.run("dvc", "exp", "run", "--name", "slow", "-S", "train.lr=0.01")
     assert running(output) == ["train", "evaluate", "report"]
@@ -204,6 +183,27 @@ def test_a_change_of_the_report_only_reports(project: Project) -> None:
     assert running(output) == ["report"]
     assert "A new title" in (project.root / "report/index.html").read_text()
     assert len(runs(project)) == before
+
+
+def test_a_killed_training_resumes_and_makes_the_same_outputs(project: Project) -> None:
+    made = project.lasting("train", "evaluate")
+    recorded = len(runs(project))
+    project.set(train={"checkpoint_seconds": 0.01})  # another training for DVC, with the same outputs
+    process = project.start("dvc", "repro", "train")
+    assert process.stdout is not None
+    assert any("epoch   2:" in line for line in process.stdout)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert not (project.root / "models/model.pt").exists()
+    project.run("dvc", "repro", "evaluate")
+    assert project.lasting("train", "evaluate") == made
+    newest, *_ = after = runs(project)
+    assert len(after) == recorded + 1, "a training that began anew would be a run of its own"
+    client = MlflowClient(f"sqlite:///{project.root / 'mlflow.db'}")
+    history = client.get_metric_history(newest.info.run_id, "train/loss")
+    assert [entry.step for entry in history] == [1, 2, 3]
+    project.run("git", "checkout", "--quiet", ".")
+    project.run("dvc", "checkout")
 
 
 @pytest.mark.slow

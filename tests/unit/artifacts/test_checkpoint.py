@@ -220,6 +220,7 @@ with checkpoints(Path(sys.argv[1]), 1e-9) as saved:
 """
 
 
+@pytest.mark.slow
 def test_killed_in_the_midst_of_saving_there_is_always_a_whole_one(folder: Path) -> None:
     reached = []
     for attempt in range(6):

@@ -82,6 +82,7 @@ def test_the_environment_names_device_precision_and_versions() -> None:
     assert torch.__version__.startswith(found["versions"]["torch"])  # type: ignore[index]
 
 
+@pytest.mark.slow
 def test_deterministic_kernels_change_no_bit_on_a_cpu_and_there_is_one_for_each_operation() -> None:
     """With all of training's features on; in processes of their own, as the choice is the process's."""
     digests = set()

@@ -330,6 +330,7 @@ for _ in range(200):
 """
 
 
+@pytest.mark.slow
 def test_processes_that_write_the_cache_at_once_do_not_disturb_readers(
     archive: Path, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from processes import at_once
 from vision.tracking import store
 
@@ -18,6 +20,7 @@ for number, delivery in enumerate(deliveries):
 """
 
 
+@pytest.mark.slow
 def test_runs_that_enter_the_same_new_data_at_once_all_have_it(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     client = store.client(uri)

@@ -195,6 +195,7 @@ print(predictor.metadata.signature.inputs.input_types(), predictor.metadata.meta
 """
 
 
+@pytest.mark.slow
 def test_the_model_loads_elsewhere_for_any_batch_size_without_this_code_or_pickle(store: Path) -> None:
     environment = os.environ | {"MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false", "PYTHONPATH": ""}
     command = [sys.executable, "-c", LOAD, record_of(store)["mlflow"]["run_id"]]
@@ -384,6 +385,7 @@ arrays.write_json(tracking.ROOT / "run.json", run.record)
 """
 
 
+@pytest.mark.slow
 def test_experiments_in_copies_write_at_once_to_a_new_store_of_the_checkout_that_lasts(tmp_path: Path) -> None:
     root = tmp_path / "my checkout"
     experiments = root / ".dvc/tmp/exps"
@@ -495,6 +497,7 @@ def website() -> Iterator[str]:
         server.shutdown()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("uri", "reason"),
     [

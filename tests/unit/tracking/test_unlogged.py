@@ -120,6 +120,7 @@ def said(capfd: pytest.CaptureFixture[str]) -> list[str]:
     return [line for line in capfd.readouterr().err.splitlines() if line.startswith("MLflow: ")]
 
 
+@pytest.mark.slow
 def test_a_server_that_dies_in_the_middle_and_comes_back_when_all_is_over(
     server: MlflowServer, root: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -312,6 +313,7 @@ deliver({"call": "register", "name": "pets", "classes": "[]", "val_accuracy": 0.
 """
 
 
+@pytest.mark.slow
 def test_a_run_has_one_model_wherever_its_logging_was_killed(root: Path) -> None:
     with mlflow_run.training_run(params(), STATS) as run:
         pass
