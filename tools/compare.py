@@ -27,7 +27,7 @@ import dvc.api
 from dvc.exceptions import DvcException
 
 from vision.pipeline.errors import UserError
-from vision.pipeline.params import names
+from vision.pipeline.params import parameter_names
 from vision.pipeline.paths import ROOT
 
 METRICS = ["val_accuracy", "accuracy"]
@@ -35,7 +35,7 @@ METRICS = ["val_accuracy", "accuracy"]
 REPEATED = {"seed", "preprocess.fold"}
 """Parameters in which the experiments of one row differ."""
 UNFINISHED = {"Failed", "Queued", "Running"}
-PARAMETERS = [name for name in names() if not name.startswith("search.")]
+PARAMETERS = [name for name in parameter_names() if not name.startswith("search.")]
 """Parameters that an experiment's result depends on."""
 
 Row = dict[str, Any]

@@ -20,7 +20,7 @@ from merging import deep_merge
 from official_formats import make_set
 from stages import Snapshot, Stages, change_params, small_checkout
 from vision.pipeline.errors import UserError
-from vision.pipeline.params import Params, checked, load_params, names
+from vision.pipeline.params import Params, load_params, parameter_names, validate_params
 from vision.pipeline.paths import ROOT
 from vision.pipeline.validation import breaks
 
@@ -37,7 +37,7 @@ def described(name: str) -> dict[str, Any]:
     return found
 
 
-PARAMETERS = {name: described(name) for name in names()}
+PARAMETERS = {name: described(name) for name in parameter_names()}
 
 
 def kinds(described: dict[str, Any]) -> list[dict[str, Any]]:
@@ -172,11 +172,11 @@ def test_what_is_inside_is_accepted_and_what_is_outside_is_one_line_that_names_i
     @settings(database=None)  # each example is a value inside and one outside
     @given(inside(name), outside(name))
     def each(good: object, bad: object) -> None:
-        checked(with_value(name, good), "params.yaml")
+        validate_params(with_value(name, good), "params.yaml")
         with pytest.raises(UserError) as error:
-            checked(with_value(name, bad), "params.yaml")
+            validate_params(with_value(name, bad), "params.yaml")
         lines = str(error.value).splitlines()
-        assert all(line.startswith(f"params.yaml: {name}") or line.endswith(" more mistakes") for line in lines)
+        assert all(line.startswith(f"params.yaml: {name}") or line.endswith(" more errors") for line in lines)
         assert len(lines) == 1 or isinstance(bad, (list, dict))  # a line for each wrong part
         assert all(len(line) < 400 and line.isprintable() for line in lines)
 

@@ -350,8 +350,8 @@ def test_a_network_of_torchvision_trains_on_enlarged_images_and_is_logged(projec
             "params.yaml: model.name: 'resnet17' is no network of this project and none of torch",
         ),
         (["model.weights=models/mine.pt"], "params.yaml: model.weights: models/mine.pt: not found (looked for "),
-        (["train.keep=last", "train.patience=3"], "params.yaml: train.patience: must be null where train.keep is last"),
-        (["preprocess.fold=1"], "params.yaml: preprocess.fold: must be less than preprocess.folds, which is null"),
+        (["train.keep=last", "train.patience=3"], "params.yaml: train.patience: must be null if train.keep is last"),
+        (["preprocess.fold=1"], "params.yaml: preprocess.fold: must be 0 if preprocess.folds is null"),
     ],
 )
 def test_what_does_not_go_together_is_said_in_one_line(project: Project, settings: list[str], says: str) -> None:

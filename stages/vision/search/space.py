@@ -5,7 +5,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from vision.pipeline.errors import UserError
-from vision.pipeline.params import Params, Searched, checked, names
+from vision.pipeline.params import Params, SearchParameter, parameter_names, validate_params
 
 if TYPE_CHECKING:
     import optuna
@@ -21,7 +21,7 @@ def validate_space(params: Params) -> None:
         UserError: a parameter is unknown, given twice or not searchable, a value is invalid, or there are no validation
             images to compare trials by.
     """
-    searchable = [name for name in names() if name.split(".")[0] in SECTIONS]
+    searchable = [name for name in parameter_names() if name.split(".")[0] in SECTIONS]
     for index, entry in enumerate(params.search.space):
         name, where = entry.parameter, f"params.yaml: search.space.{index}"
         if name not in searchable:
@@ -36,7 +36,7 @@ def validate_space(params: Params) -> None:
             for part in sections:
                 section = section[part]
             section[key] = value
-            checked(document, f"{where}: with {name} {json.dumps(value)}")
+            validate_params(document, f"{where}: with {name} {json.dumps(value)}")
     if params.preprocess.folds is None and not params.preprocess.val_fraction:
         raise UserError(
             "params.yaml: preprocess.val_fraction: a search compares trials by validation accuracy; set it above 0"
@@ -47,7 +47,7 @@ def fixed_parameters(params: Params) -> dict[str, Any]:
     """The parameters that all trials share and that their results depend on, by name."""
     searched = {entry.parameter for entry in params.search.space}
     fixed = {}
-    for name in names():
+    for name in parameter_names():
         if name.split(".")[0] in (*SECTIONS, "download") and name not in searched:
             value: Any = params
             for part in name.split("."):
@@ -56,7 +56,7 @@ def fixed_parameters(params: Params) -> dict[str, Any]:
     return fixed
 
 
-def suggest(trial: "optuna.Trial", entry: Searched) -> Any:
+def suggest(trial: "optuna.Trial", entry: SearchParameter) -> Any:
     """Sample a value of one parameter; a range between two integers gives integers."""
     name, low, high = entry.parameter, entry.low, entry.high
     if entry.choices is not None:

@@ -3,6 +3,7 @@ from typing import get_args
 
 import pytest
 import yaml
+from dvc.utils.serialize import ParseError, load_yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -11,6 +12,7 @@ from vision.core import config, device
 from vision.pipeline.errors import UserError
 from vision.pipeline.params import Augment, Evaluate, Optimizer, Params, Section, Train, load_params
 from vision.pipeline.paths import ROOT
+from vision.pipeline.strict_yaml import read_yaml
 
 TEXT = (ROOT / "params.yaml").read_text()
 
@@ -77,7 +79,7 @@ def space(**bounds: object) -> dict[str, object]:
         (
             "train",
             {"augment": {"color_jitter": [0, 0, 0, 0.6]}},
-            "params.yaml: train.augment.color_jitter: must have as its last, the hue, at most 0.5 (got [0, 0, 0, 0.6])",
+            "params.yaml: train.augment.color_jitter: must have a hue, its last number, of at most 0.5 (got",
         ),
         ("train", {"learning_rat": 1}, "params.yaml: train.learning_rat: unknown key"),
         ("train", {"epoch": 1}, "params.yaml: train.epoch: unknown key; did you mean train.epochs?"),
@@ -150,13 +152,21 @@ def space(**bounds: object) -> dict[str, object]:
         ("preprocess", {"image_size": 4}, "params.yaml: preprocess.image_size: must be greater than or equal to 8"),
         ("search", {"study": "a b"}, "params.yaml: search.study: must match pattern"),
         ("search", {"space": []}, "params.yaml: search.space: must have at least 1 item (got [])"),
-        ("search", space(), "params.yaml: search.space.0: must have choices, or low and a higher high (got {"),
-        ("search", space(low=1), "params.yaml: search.space.0: must have choices, or low and a higher high (got {"),
-        ("search", space(low=2, high=1), "params.yaml: search.space.0: must have choices, or low and a higher high"),
+        ("search", space(), "params.yaml: search.space.0: must have choices, or low and high with low < high (got {"),
+        (
+            "search",
+            space(low=1),
+            "params.yaml: search.space.0: must have choices, or low and high with low < high (got {",
+        ),
+        (
+            "search",
+            space(low=2, high=1),
+            "params.yaml: search.space.0: must have choices, or low and high with low < high",
+        ),
         (
             "search",
             space(low=0, high=1, log=True),
-            "params.yaml: search.space.0: must have a low above 0",
+            "params.yaml: search.space.0: must have low > 0 if log is true",
         ),
         ("search", space(low=0, high=1, choices=[1]), "params.yaml: search.space.0: must have either choices, or low"),
         ("search", space(choices=[]), "params.yaml: search.space.0.choices: must have at least 1 item (got [])"),
@@ -187,8 +197,8 @@ def test_a_missing_key_a_misspelt_section_and_a_section_that_is_none(tmp_path: P
     assert refusal(tmp_path, misspelt) == ["params.yaml: train.lrr: unknown key; did you mean train.lr?"]
     missing, unknown = refusal(tmp_path, misspelt.replace("lrr:", "zzz:"))
     assert missing == "params.yaml: train.lr: missing"
-    assert unknown.startswith("params.yaml: train.zzz: unknown key; known here: device, precision, deterministic, ")
-    assert "params.yaml: 1: a key must be text" in refusal(tmp_path, TEXT + "1: 2\n")
+    assert unknown.startswith("params.yaml: train.zzz: unknown key; known keys: device, precision, deterministic, ")
+    assert "params.yaml: 1: a key must be a string" in refusal(tmp_path, TEXT + "1: 2\n")
     misspelt = TEXT.replace("train:", "trian:")
     assert refusal(tmp_path, misspelt) == ["params.yaml: trian: unknown key; did you mean train?"]
     assert refusal(tmp_path, changed().replace("seed: 0", "seed: 0\nextra: 1"))[0].startswith(
@@ -203,19 +213,36 @@ def test_a_missing_key_a_misspelt_section_and_a_section_that_is_none(tmp_path: P
     [
         ("", "must be a mapping of sections"),
         ("- a\n- b\n", "must be a mapping of sections"),
-        ("seed: 0\nseed: 1\n", "line 2: key 'seed' is given twice"),
+        ("seed: 0\nseed: 1\n", 'line 2: found duplicate key "seed"'),
         ("train: {lr: 1\n", "line 2: expected"),
         (b"\x80\x81", "not a text file"),
         ("seed: !!python/object/apply:os.system ['true']\n", "could not determine a constructor"),
         ("[" * 5000, "nested too deeply"),
         ("seed: 2024-13-45\n", "not valid YAML (month must be in 1..12"),
-        ("!!map [1]\n", "not valid YAML"),
+        ("!!map [1]\n", "line 1: expected a mapping node"),
     ],
 )
 def test_a_file_that_is_no_such_mapping_is_refused_in_one_line(tmp_path: Path, text: str | bytes, says: str) -> None:
     lines = refusal(tmp_path, text)
     assert len(lines) == 1
     assert says in lines[0]
+
+
+SCALARS = ["1e-3", "1.e+3", "0.1", ".5", "1_000", "010", "0o10", "0x1f", "yes", "no", "on", "true", "null", "~", "1:30"]
+SCALARS += ["2024-01-02", ".inf", ".nan", "'1'", '"a b"', "[1, 2.5, x]", "{a: 1e3}", "+1", "-0", "1.", "!!str 1", "="]
+
+
+@pytest.mark.parametrize("scalar", SCALARS)
+def test_values_are_read_as_dvc_reads_them(tmp_path: Path, scalar: str) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(f"a: {scalar}\n")
+    try:
+        expected = load_yaml(str(path))
+    except ParseError:
+        with pytest.raises(UserError):
+            read_yaml(path)
+    else:
+        assert repr(read_yaml(path)) == repr(expected)
 
 
 def test_a_missing_file_is_said(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import optuna
 import pytest
 
 from vision.pipeline.errors import UserError
-from vision.pipeline.params import Params, Searched, load_params
+from vision.pipeline.params import Params, SearchParameter, load_params
 from vision.search.space import fixed_parameters, suggest, validate_space
 
 
@@ -56,9 +56,9 @@ def test_the_default_space_and_folds_are_valid() -> None:
 
 def test_integers_stay_integers_and_lists_stay_lists() -> None:
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    epochs = Searched(parameter="train.epochs", low=3, high=9)
-    rate = Searched(parameter="train.lr", low=0.001, high=1, log=True)
-    widths = Searched(parameter="model.convnet.widths", choices=[[8, 16], [16, 32], None])
+    epochs = SearchParameter(parameter="train.epochs", low=3, high=9)
+    rate = SearchParameter(parameter="train.lr", low=0.001, high=1, log=True)
+    widths = SearchParameter(parameter="model.convnet.widths", choices=[[8, 16], [16, 32], None])
     for _ in range(30):
         trial = study.ask()
         assert suggest(trial, epochs) in range(3, 10)

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from vision.core.optim.optimizers import Name, optimizers
 from vision.core.optim.muon import Muon, orthogonalize
+from vision.core.optim.optimizers import Name, optimizers
 from vision.core.optim.schedules import Schedule, schedule
 
 
