@@ -269,7 +269,7 @@ class Network:
         return convnet(pixels, self.state, training=False, **self.description["options"]).numpy()
 
     def predict_tta(self, images: np.ndarray) -> np.ndarray:
-        """Average the logits of an image, of its two shifts at half the weight, and of the mirror images of the three."""
+        """Average the logits of an image, its two shifts at half the weight, and the mirror images of the three."""
         padded = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="reflect")
         height, width = images.shape[1:3]
         total = np.zeros((len(images), len(self.description["classes"])))

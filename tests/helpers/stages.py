@@ -182,7 +182,6 @@ class Snapshot:
 
     def restore(self) -> None:
         """Undo all changes since the snapshot was taken."""
-        """Undo all changes since the snapshot was taken."""
         now = tree(self.root)
         changed = {name for name in now.keys() | self.tree.keys() if now.get(name) != self.tree.get(name)}
         for name in sorted(changed & now.keys(), reverse=True):  # files before the folder that they are in
