@@ -74,17 +74,28 @@ class Result:
 
 
 class Stages:
-    """The stages of a checkout, with its code as it is when the context is entered."""
+    """The stages of a checkout, with its code as it is when a stage runs first."""
 
     def __init__(self, checkout: Path, scratch: Path) -> None:
         """Run the stages of `checkout`; their output goes to files in the folder `scratch`."""
         self.checkout, self.scratch = checkout, scratch
 
     def __enter__(self) -> Self:
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("DVC_", "MLFLOW_"))}
-        quiet = {"TQDM_DISABLE": "1", "PYTHONDONTWRITEBYTECODE": "1", "XDG_CACHE_HOME": str(self.scratch)}
-        self.processes = [
-            subprocess.Popen(
+        self._servers: dict[tuple[str, ...], subprocess.Popen[bytes]] = {}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for server in self._servers.values():
+            server.kill()
+            server.wait()
+
+    def _server(self, stage: str) -> subprocess.Popen[bytes]:
+        """The fork server that has imported the stage, started on first use."""
+        modules = next(group for group in _GROUPS if stage in group)
+        if modules not in self._servers:
+            inherited = {name: value for name, value in os.environ.items() if not name.startswith(("DVC_", "MLFLOW_"))}
+            quiet = {"TQDM_DISABLE": "1", "PYTHONDONTWRITEBYTECODE": "1", "XDG_CACHE_HOME": str(self.scratch)}
+            server = self._servers[modules] = subprocess.Popen(
                 [sys.executable, "-c", _FORK_SERVER, str(self.scratch), *modules],
                 cwd=self.checkout,
                 env=inherited | quiet,
@@ -92,20 +103,12 @@ class Stages:
                 stdout=subprocess.PIPE,
                 bufsize=0,
             )
-            for modules in _GROUPS
-        ]
-        for process in self.processes:
-            assert _read_line(process) == "ready"
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for process in self.processes:
-            process.kill()
-            process.wait()
+            assert _read_line(server) == "ready"
+        return self._servers[modules]
 
     def run(self, stage: str, seconds: float = 60) -> Result:
         """Run a stage to its end, or kill it after `seconds`."""
-        process = next(self.processes[number] for number, modules in enumerate(_GROUPS) if stage in modules)
+        process = self._server(stage)
         assert process.stdin is not None
         process.stdin.write(json.dumps(f"stages/{stage}.py").encode() + b"\n")
         child = int(_read_line(process))
