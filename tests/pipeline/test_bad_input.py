@@ -35,7 +35,7 @@ from official_formats import (
     write_archive,
     write_binary_archive,
 )
-from stages import Kept, Stages, change_params, in_small_checkout, tree
+from stages import Snapshot, Stages, change_params, small_checkout, tree
 
 DATA = make_set(n_train=200, n_test=60)
 
@@ -765,13 +765,13 @@ ROWS = [*JSON, *TABLES, *ARRAYS, *MODELS, *ARCHIVES, *FOLDERS, *PARAMETERS]
 
 @pytest.fixture(scope="module")
 def stages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stages]:
-    with in_small_checkout(tmp_path_factory.mktemp("bad"), DATA) as made:
+    with small_checkout(tmp_path_factory.mktemp("bad"), DATA) as made:
         yield made
 
 
 @pytest.fixture(scope="module")
-def kept(stages: Stages) -> Kept:
-    return Kept(stages.checkout)
+def snapshot(stages: Stages) -> Snapshot:
+    return Snapshot(stages.checkout)
 
 
 def pattern(stage: str, lines: str, root: Path) -> str:
@@ -782,17 +782,17 @@ def pattern(stage: str, lines: str, root: Path) -> str:
 @pytest.mark.sample(40)
 @pytest.mark.parametrize(("stage", "damage", "line"), [pytest.param(*row, id=name) for name, *row in ROWS])
 def test_bad_input_is_one_line_and_changes_nothing(
-    stage: str, damage: Damage, line: str, stages: Stages, kept: Kept
+    stage: str, damage: Damage, line: str, stages: Stages, snapshot: Snapshot
 ) -> None:
     root = stages.checkout
     try:
         damage(root)
         before = tree(root)
-        done = stages.run(stage)
+        result = stages.run(stage)
         after = tree(root)
     finally:
-        kept.restore()
-    if not re.fullmatch(pattern(stage, line, root), done.errors):
-        pytest.fail(f"expected {line}\ngot {done.errors}")
-    assert done.status == 1
+        snapshot.restore()
+    if not re.fullmatch(pattern(stage, line, root), result.errors):
+        pytest.fail(f"expected {line}\ngot {result.errors}")
+    assert result.status == 1
     assert after == before

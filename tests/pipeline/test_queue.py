@@ -139,12 +139,12 @@ def test_from_a_run_in_mlflow_back_to_its_files_and_to_the_same_model_again(
     assert_same_weights(client, run, project.root / "models/model.pt")
 
     # The same number of threads: with others sums are rounded otherwise.
-    made = project.lasting("train", "evaluate")
+    made = project.output_hashes("train", "evaluate")
     command = ["env", f"OMP_NUM_THREADS={tags['threads']}", "dvc", "repro", "--force", "--single-item"]
     project.run(*command, "train", "evaluate")
     again, *_ = runs(client, order_by=["attributes.start_time DESC"])
     assert again.info.run_id == project.json("metrics/run.json")["mlflow"]["run_id"] != run.info.run_id
-    assert project.lasting("train", "evaluate") == made
+    assert project.output_hashes("train", "evaluate") == made
     assert len(made) == 9
 
 
