@@ -14,7 +14,7 @@ import torch
 from vision.artifacts import trained_model
 from vision.core import inference
 from vision.core.config import TTAConfig
-from vision.core.device import choose, compute_deterministically, keep_freed_memory
+from vision.core.device import compute_deterministically, keep_freed_memory, select_device
 from vision.evaluation import scores
 from vision.pipeline.params import Evaluate, load_params
 from vision.pipeline.progress import bar
@@ -38,7 +38,7 @@ def main() -> None:
     if params.train.deterministic:
         compute_deterministically()
     try:
-        device, dtype = choose(params.train.device, params.train.precision)
+        device, dtype = select_device(params.train.device, params.train.precision)
     except ValueError as error:
         raise UserError(f"params.yaml: {error}") from None
     keep_freed_memory()

@@ -20,7 +20,13 @@ from vision.core import flops, loop
 from vision.core.augment.resize import resize_images
 from vision.core.config import AugmentConfig, OptimizerConfig, TrainConfig
 from vision.core.data import ImageDataset
-from vision.core.device import choose, compute_deterministically, environment, flush_denormals, keep_freed_memory
+from vision.core.device import (
+    compute_deterministically,
+    describe_environment,
+    flush_denormals,
+    keep_freed_memory,
+    select_device,
+)
 from vision.core.models import classifier
 from vision.core.trainer import State
 from vision.pipeline.params import Params, load_params
@@ -49,7 +55,7 @@ def main() -> None:
     if params.train.deterministic:
         compute_deterministically()
     try:
-        device, dtype = choose(params.train.device, params.train.precision)
+        device, dtype = select_device(params.train.device, params.train.precision)
     except ValueError as error:
         raise UserError(f"params.yaml: {error}") from None
     keep_freed_memory()
@@ -101,7 +107,7 @@ def main() -> None:
             try:
                 going_on = before["fit"] if before else None
                 fitted = fit_with_progress(model, train, val, params, dtype, on_epoch, on_checkpoint, going_on)
-            except loop.Diverged as error:
+            except loop.DivergenceError as error:
                 saved.clear()
                 trial.end("diverged")
                 advice = f"lower train.lr (now {params.train.lr:g})"
@@ -110,7 +116,7 @@ def main() -> None:
                 raise UserError(f"diverged: {error} is not a finite number; {advice}") from None
             summary = summarize(fitted) | {"parameters": sum(p.numel() for p in model.parameters())}
             pace = {"seconds": seconds(), **mean_pace(fitted, rows), "peak_tflops": peak / 1e12}
-            found = environment(device, dtype)
+            found = describe_environment(device, dtype)
             trained_model.save(ROOT / "models", model, description)
             write_metrics(summary, pace, rows, {**run.record, "environment": found})
             ended = "finished"
@@ -134,8 +140,8 @@ def main() -> None:
 def place(before: State) -> str:
     """Where a training goes on."""
     state = before["fit"]
-    epoch, step = len(state["history"]), state["counted"]["step"]
-    where = f"step {step} of epoch {epoch + 1}" if len(state["left"]) else f"the end of epoch {epoch}"
+    epoch, step = len(state["history"]), state["meter"]["step"]
+    where = f"step {step} of epoch {epoch + 1}" if len(state["remaining"]) else f"the end of epoch {epoch}"
     return f"goes on from {where}, saved {time.time() - before['saved']:.0f} s ago"
 
 
@@ -158,7 +164,7 @@ def network(params: Params, stats: Stats) -> tuple[classifier.Classifier, traine
         model = trained_model.build(description)
     except ValueError as error:
         raise UserError(f"params.yaml: {error}") from None
-    if params.train.optimizer.name == "muon" and not model.normalizes:
+    if params.train.optimizer.name == "muon" and not model.has_normalization_layers:
         raise UserError(
             "params.yaml: train.optimizer.name: muon keeps the filters at one norm, so it is for networks that "
             f"normalize after them, and {settings.name} does not; choose sgd, adam or adamw, with a train.lr for it"
@@ -209,7 +215,7 @@ def fit_with_progress(
                 f"accuracy {progress.accuracy:.1%}, {progress.images_per_s:,.0f} images/s",
                 refresh=False,
             )
-            progress_bar.update(100 * progress.share - progress_bar.n)
+            progress_bar.update(100 * progress.fraction - progress_bar.n)
 
         def show_and_pass_on(epoch: loop.EpochMetrics) -> bool:
             validated = ""
