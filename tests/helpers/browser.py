@@ -1,4 +1,4 @@
-"""A headless Chromium, and a report in it."""
+"""Open a report in a headless Chromium."""
 
 import shutil
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from playwright.sync_api import Browser, Dialog, Page, sync_playwright
 
 @contextmanager
 def chromium() -> Iterator[Browser]:
-    """The browser; a test that needs it is skipped where there is none."""
+    """Start a browser; skip the test if Chromium is not installed."""
     program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if program is None:
         pytest.skip("no Chromium on this machine")
@@ -24,22 +24,22 @@ def chromium() -> Iterator[Browser]:
         browser.close()
 
 
-def opened(browser: Browser, root: Path, **settings: Any) -> tuple[Page, list[str]]:
-    """The report in a new window, and what the browser complains of, shows as a dialog, or asks for beyond the file."""
-    complaints: list[str] = []
+def open_report(browser: Browser, root: Path, **settings: Any) -> tuple[Page, list[str]]:
+    """Open a report in a new window; returns the page, and its errors, dialogs and requests to other addresses."""
+    problems: list[str] = []
     address = (root / "report" / "index.html").as_uri()
 
     def dismiss(dialog: Dialog) -> None:
-        complaints.append(f"dialog: {dialog.message}")
+        problems.append(f"dialog: {dialog.message}")
         dialog.dismiss()
 
     window = browser.new_page(**settings)
     window.on("dialog", dismiss)
-    window.on("console", lambda message: complaints.append(message.text))
-    window.on("pageerror", lambda error: complaints.append(str(error)))
+    window.on("console", lambda message: problems.append(message.text))
+    window.on("pageerror", lambda error: problems.append(str(error)))
     window.on(
         "request",
-        lambda request: None if request.url.startswith((address, "data:")) else complaints.append(request.url),
+        lambda request: None if request.url.startswith((address, "data:")) else problems.append(request.url),
     )
     window.goto(address)
-    return window, complaints
+    return window, problems

@@ -1,4 +1,4 @@
-"""Disks of a test's own, soon full or not to be written to: real ones, where the machine lets a test have them."""
+"""Mounts for tests: a small disk, a full one, a read-only folder. The test is skipped where mounting is not allowed."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ import pytest
 
 @contextmanager
 def small_disk(folder: Path, size: int) -> Iterator[None]:
-    """Have a disk of so many bytes at `folder` for the block."""
+    """Mount a disk of `size` bytes at `folder`."""
     folder.mkdir(parents=True)
     with _mounted(folder, "-t", "tmpfs", "-o", f"size={size}", "tmpfs"):
         yield
@@ -19,15 +19,15 @@ def small_disk(folder: Path, size: int) -> Iterator[None]:
 
 @contextmanager
 def read_only(folder: Path) -> Iterator[None]:
-    """Have nobody write below `folder` for the block, the superuser included."""
+    """Make `folder` read-only, also for the superuser."""
     with _mounted(folder, "--bind", str(folder)):
         subprocess.run(["mount", "-o", "remount,bind,ro", str(folder)], check=True)
         yield
 
 
 @contextmanager
-def filled(folder: Path, free: int) -> Iterator[None]:
-    """Leave so many bytes of a small disk free for the block."""
+def fill_disk(folder: Path, free: int) -> Iterator[None]:
+    """Fill the disk at `folder` with one file, so that `free` bytes are left."""
     ballast = folder / "ballast"
     with ballast.open("wb") as file:
         disk = os.statvfs(folder)
@@ -43,9 +43,9 @@ def _mounted(folder: Path, *options: str) -> Iterator[None]:
     try:
         done = subprocess.run(["mount", *options, str(folder)], capture_output=True, text=True)
     except FileNotFoundError:
-        pytest.skip("this system has no `mount`")
+        pytest.skip("`mount` is not available")
     if done.returncode:
-        pytest.skip(f"no disk of its own can be had here: {done.stderr.strip()}")
+        pytest.skip(f"mounting is not allowed here: {done.stderr.strip()}")
     try:
         yield
     finally:

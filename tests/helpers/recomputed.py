@@ -1,7 +1,7 @@
-"""Every figure of metrics/, computed anew out of data/, models/ and params.yaml by other code than the project's.
+"""Compute every figure of metrics/ a second time, from data/, models/ and params.yaml.
 
-That is NumPy and scikit-learn on the predictions, the labels and the state dict, and the default network written out as
-its formulas, in float64.
+Uses NumPy and scikit-learn on predictions, labels and the state dict, and the formulas of the default network in
+float64, but none of the project's code.
 """
 
 import csv
@@ -20,29 +20,29 @@ from torch import Tensor
 
 Figure = bool | int | float
 Figures = dict[str, Figure]
-"""By file, row and column, or by file and keys: `per_class.csv: cat: recall`, `train.json: val_loss`."""
+"""Figures by file and keys, or by file, row and column: `train.json: val_loss`, `per_class.csv: cat: recall`."""
 
-OF_THE_MACHINE = {"seconds", "images_per_s", "share_of_peak", "peak_tflops", "threads", "cores"}
-"""Times and the like, by their last key: nothing in data/ or models/ says what they should be."""
-OF_PASSING_WEIGHTS = {"train_loss", "train_accuracy", "val_loss", "val_accuracy"}
-"""Figures of weights that are gone, in history.csv; tests/vision/test_fit.py holds them against a loop over images.
+MEASURED = {"seconds", "images_per_s", "share_of_peak", "peak_tflops", "threads", "cores"}
+"""Last keys of figures that depend on the machine, such as times."""
+OF_EACH_EPOCH = {"train_loss", "train_accuracy", "val_loss", "val_accuracy"}
+"""Columns of history.csv. The weights of most epochs are not saved, so only the best epoch is computed here.
 
-Those of the epoch that was kept are checked here too.
+tests/unit/core/test_loop.py compares all epochs with a loop over single images.
 """
 
 
-def mistakes(found: Mapping[str, Figure], expected: Mapping[str, Any]) -> list[str]:
-    """The names of the figures that are not what they should be, that are not there, or that nobody checks."""
-    checked = {name for name in found if name.rpartition(" ")[2] not in OF_THE_MACHINE}
+def differences(reported: Mapping[str, Figure], expected: Mapping[str, Any]) -> list[str]:
+    """The names of figures that are wrong, missing, or reported but not expected."""
+    checked = {name for name in reported if name.rpartition(" ")[2] not in MEASURED}
     return sorted(
-        [name for name in checked & expected.keys() if expected[name] != found[name]]
-        + [f"{name}: nobody checks it" for name in checked - expected.keys()]
-        + [f"{name}: is not there" for name in expected.keys() - found.keys()]
+        [name for name in checked & expected.keys() if expected[name] != reported[name]]
+        + [f"{name}: not expected" for name in checked - expected.keys()]
+        + [f"{name}: missing" for name in expected.keys() - reported.keys()]
     )
 
 
-def found(root: Path) -> Figures:
-    """Each number in the files of metrics/."""
+def reported(root: Path) -> Figures:
+    """Read every number in the files of metrics/."""
     figures: Figures = {}
     for path in sorted((root / "metrics").iterdir()):
         if path.suffix == ".json":
@@ -50,7 +50,7 @@ def found(root: Path) -> Figures:
         else:
             for number, row in enumerate(_table(path)):
                 named = list(row.items())
-                # The first column says which row it is, by a name where it has one.
+                # The first column holds the name of the row, in tables that have names.
                 title = named[0][1] if path.stem in ("confusion_matrix", "per_class") else str(number)
                 cells = named[1:] if title == named[0][1] else named
                 figures |= {f"{path.name}: {title}: {column}": float(cell) for column, cell in cells if cell}
@@ -69,7 +69,7 @@ def _table(path: Path) -> list[dict[str, str]]:
 
 
 def expected(root: Path) -> dict[str, Any]:
-    """What each figure has to be, or to be nearly; of a checkout with data of arrays and the default network."""
+    """The value of each figure, some with a tolerance; for CIFAR data and the default network."""
     params = yaml.safe_load((root / "params.yaml").read_text())
     history = _table(root / "metrics/history.csv")
     precision = json.loads((root / "metrics/run.json").read_text())["environment"]["precision"]
@@ -106,7 +106,7 @@ def _dataset(root: Path) -> dict[str, Any]:
 
 
 def _test(root: Path, network: "Network", evaluate: dict[str, Any]) -> dict[str, Any]:
-    """Of test.json and the tables beside it, by the stored predictions, which are held against the network's."""
+    """The figures of test.json and the evaluation's tables; also compares stored predictions with the network's."""
     rows = _table(root / "data/predictions/test.csv")
     classes = [name[2:] for name in rows[0] if name.startswith("p_")]
     actual = _labels(root, "test").astype(int)
@@ -114,13 +114,16 @@ def _test(root: Path, network: "Network", evaluate: dict[str, Any]) -> dict[str,
     chances = np.array([[np.float32(row[f"p_{name}"]) for name in classes] for row in rows]).astype(np.float64)
     images = np.load(root / "data/processed/test_images.npy")
     one_view = network.logits(images)
-    network.agrees(chances, one_view, network.predict_tta(images), evaluate["tta_fraction"])
+    network.assert_agrees(chances, one_view, network.predict_tta(images), evaluate["tta_fraction"])
 
     guessed, surest = chances.argmax(1), chances.max(1)
     assert [classes[label] for label in guessed] == [row["predicted"] for row in rows]
     hits = guessed == actual
     own = chances[np.arange(len(actual)), actual][:, None]
-    among_five = ((chances > own).sum(1) < 5).mean(), ((chances >= own).sum(1) <= 5).mean()  # by how ties are taken
+    among_five = (
+        ((chances > own).sum(1) < 5).mean(),
+        ((chances >= own).sum(1) <= 5).mean(),
+    )  # with ties counted as misses, and as hits
     counts = np.zeros((len(classes), len(classes)), int)
     for row, column in zip(actual, guessed, strict=True):
         counts[row, column] += 1
@@ -168,7 +171,7 @@ def _test(root: Path, network: "Network", evaluate: dict[str, Any]) -> dict[str,
 
 
 def _history(history: list[dict[str, str]], train: dict[str, Any], images: int) -> dict[str, Any]:
-    """What the parameters alone say of each epoch, and of the figures of weights that are gone what they must be."""
+    """The columns of history.csv: exact where parameters determine them, else only plausible."""
     epochs, size = train["epochs"], train["batch_size"]
     plan = []
     for epoch in range(1, epochs + 1):
@@ -189,14 +192,14 @@ def _history(history: list[dict[str, str]], train: dict[str, Any], images: int) 
             "lr": pytest.approx(max(rates[first : first + steps[number]])),
             "image_scale": scale,
             "images": shown,
-            **{name: Plausible(name, shown) for name in OF_PASSING_WEIGHTS if row[name]},
+            **{name: Plausible(name, shown) for name in OF_EACH_EPOCH if row[name]},
         }
         expected |= {f"history.csv: {number}: {name}": value for name, value in known.items()}
     return expected
 
 
 class Plausible:
-    """Equal to any figure that there may be: an accuracy of so many images, or a loss that is a positive number."""
+    """Equal to every possible figure: a multiple of 1 / images for an accuracy, a finite positive number for a loss."""
 
     def __init__(self, name: str, images: int) -> None:
         self.images = images if name == "train_accuracy" else None
@@ -211,7 +214,7 @@ class Plausible:
 
 
 def _linear(peak: float, steps: int, warmup: float) -> Iterator[float]:
-    """The learning rate of each step: it rises in equal steps, then falls so that it would be 0 after the last one."""
+    """The learning rate of each step: it rises linearly, then falls linearly to 0 after the last step."""
     rising = min(round(warmup * steps), steps - 1)
     for step in range(steps):
         if step < rising:
@@ -221,7 +224,7 @@ def _linear(peak: float, steps: int, warmup: float) -> Iterator[float]:
 
 
 def _train(root: Path, network: "Network", train: dict[str, Any], history: list[dict[str, str]]) -> dict[str, Any]:
-    """Of train.json, and of the epoch in history.csv that was kept: the network has its weights."""
+    """The figures of train.json, and of the best epoch in history.csv, whose weights the network has."""
     losses = [float(row["val_loss"]) for row in history]
     best = losses.index(min(losses))
     assert train["keep"] == "val_loss"
@@ -231,9 +234,9 @@ def _train(root: Path, network: "Network", train: dict[str, Any], history: list[
         "val_loss": pytest.approx(sklearn.metrics.log_loss(labels, _softmax(logits)), rel=network.near),
         "val_accuracy": network.accuracy(logits, labels),
     }
-    told = {f"train.json: {name}": pytest.approx(float(history[best][name]), rel=1e-12) for name in OF_PASSING_WEIGHTS}
+    best_epoch = {f"train.json: {name}": pytest.approx(float(history[best][name]), rel=1e-12) for name in OF_EACH_EPOCH}
     return {
-        **told,
+        **best_epoch,
         **{f"history.csv: {best}: {name}": value for name, value in validated.items()},
         "train.json: best_epoch": best + 1,
         "train.json: epochs": len(history),
@@ -243,9 +246,9 @@ def _train(root: Path, network: "Network", train: dict[str, Any], history: list[
 
 
 class Network:
-    """The default network as formulas, in float64, with the weights on disk.
+    """The formulas of the default network in float64, with the weights on disk.
 
-    `near` is what rounding to a lower precision may do: to a logit, and to the mean loss as a share of it.
+    `near` is the tolerance for lower precision: absolute for a logit, relative for the mean loss.
     """
 
     def __init__(self, folder: Path, near: float) -> None:
@@ -266,7 +269,7 @@ class Network:
         return convnet(pixels, self.state, training=False, **self.description["options"]).numpy()
 
     def predict_tta(self, images: np.ndarray) -> np.ndarray:
-        """Averages over six views: the image, its mirror image, and at half the weight both shifted either way."""
+        """Average the logits of an image, its two shifts at half the weight, and the mirror images of the three."""
         padded = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="reflect")
         height, width = images.shape[1:3]
         total = np.zeros((len(images), len(self.description["classes"])))
@@ -275,8 +278,8 @@ class Network:
             total += weight / 8 * (self.logits(view) + self.logits(view[:, :, ::-1].copy()))
         return total
 
-    def agrees(self, chances: np.ndarray, one_view: np.ndarray, predict_tta: np.ndarray, unsure: float) -> None:
-        """Hold the stored probabilities against the network's: so many of the least sure images have averaged ones."""
+    def assert_agrees(self, chances: np.ndarray, one_view: np.ndarray, predict_tta: np.ndarray, unsure: float) -> None:
+        """Compare stored probabilities with the network's; the fraction `unsure` of the images has averaged ones."""
         sure = _softmax(one_view).max(1)
         limit = np.sort(sure)[round(unsure * len(sure))]
         from_one, from_all = (np.abs(chances - _softmax(logits)).max(1) for logits in (one_view, predict_tta))
@@ -286,14 +289,14 @@ class Network:
         assert np.median(off) < self.near / 10
 
     def accuracy(self, logits: np.ndarray, labels: np.ndarray) -> Any:
-        """What share is right, or nearly that where rounding may decide for another class."""
+        """The accuracy, with a tolerance for images whose class depends on rounding."""
         first, second = np.sort(logits, axis=1)[:, :-3:-1].T
         doubtful = (first - second < 2 * self.near).mean()
         return pytest.approx((logits.argmax(1) == labels).mean(), abs=doubtful + 1e-9)
 
 
 def convnet(pixels: Tensor, state: Mapping[str, Tensor], widths: list[int], depth: int, training: bool) -> Tensor:
-    """Logits [N, classes] of normalised pixels [N, 3, H, W]; in training batches are normalised by themselves."""
+    """Logits [N, classes] of normalized pixels [N, 3, H, W]; `training` uses the statistics of the batch."""
     features = F.conv2d(pixels, state["first.weight"])
     features = features * features.sigmoid()
     for block in range(len(widths)):

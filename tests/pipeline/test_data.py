@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from browser import chromium, opened
+from browser import chromium, open_report
 from official_formats import CIFAR100_CLASSES, checksums, make_set, write_cifar100_archive
 from project import Project, clone
 
@@ -81,7 +81,7 @@ def test_a_folder_whose_classes_have_odd_names(tmp_path: Path) -> None:
         assert (project.root / "data/raw" / row["image"]).is_file()
         assert Path(row["image"]).parts[1] == row["actual"]
     with chromium() as browser:
-        window, complaints = opened(browser, project.root)
+        window, complaints = open_report(browser, project.root)
         for table in (".confusion tbody th", "#classes .rows tbody th", "#data .rows tbody th"):
             assert window.eval_on_selector_all(table, "all => all.map(one => one.textContent)") == sorted(ODD)
         assert window.locator("script, svg, img:not([src^='data:']), a[href^='javascript:']").count() == 0

@@ -20,7 +20,7 @@ from PIL import Image
 from playwright.sync_api import Browser
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
-from browser import chromium, opened
+from browser import chromium, open_report
 from vision.pipeline.errors import UserError
 from vision.pipeline.params import load_params
 from vision.pipeline.paths import ROOT
@@ -476,7 +476,7 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_browser_draws_all_and_asks_for_nothing(browser: Browser, name: str, request: pytest.FixtureRequest) -> None:
     root = request.getfixturevalue(name)
     for size in (PHONE, {"width": 1280, "height": 800}):
-        window, complaints = opened(browser, root, viewport=size)
+        window, complaints = open_report(browser, root, viewport=size)
         widths = window.eval_on_selector_all("img", "all => all.map(image => image.naturalWidth)")
         assert len(widths) > 40
         assert min(widths) > 0
@@ -511,7 +511,7 @@ def luminance(colour: Sequence[float]) -> float:
 @pytest.mark.usefixtures("page")
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_text_stands_out_in_both_themes(browser: Browser, project: Path, theme: Any) -> None:
-    window, _ = opened(browser, project, color_scheme=theme)
+    window, _ = open_report(browser, project, color_scheme=theme)
     window.eval_on_selector_all("details", "all => all.forEach(one => one.open = true)")
     places = "p, a, dt, dd, td, th, caption, strong, figcaption, figcaption span, summary, h1, h2, h3, code"
     colours = window.eval_on_selector_all(places, BLENDED)
@@ -525,7 +525,7 @@ def test_text_stands_out_in_both_themes(browser: Browser, project: Path, theme: 
 def test_dark_mode_is_dark_and_shows_dark_charts(browser: Browser, project: Path) -> None:
     chosen = {}
     for theme in ("light", "dark"):
-        window, _ = opened(browser, project, color_scheme=theme, viewport=PHONE)
+        window, _ = open_report(browser, project, color_scheme=theme, viewport=PHONE)
         body = window.eval_on_selector_all("body", BLENDED)[0][1]
         assert (luminance(body) < 0.05) == (theme == "dark")
         chosen[theme] = window.eval_on_selector_all("img.chart", "all => all.map(image => image.currentSrc)")

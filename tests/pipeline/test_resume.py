@@ -90,8 +90,8 @@ def test_it_goes_on_and_ends_as_if_nothing_had_been(uninterrupted: Project, kill
     assert 0 < sum(map(bool, epochs)) == int(epoch) - step.startswith("step") < EPOCHS
     assert epochs == sorted(epochs, reverse=True), "those that were trained earlier come first, and are marked"
 
-    made = uninterrupted.lasting("train", "evaluate")
-    assert killed.lasting("train", "evaluate") == made
+    made = uninterrupted.output_hashes("train", "evaluate")
+    assert killed.output_hashes("train", "evaluate") == made
     assert len(made) == 9
     client = MlflowClient(f"sqlite:///{killed.root / 'mlflow.db'}")
     (run,) = client.search_runs([client.get_experiment_by_name("cifar10").experiment_id])  # type: ignore[union-attr]
