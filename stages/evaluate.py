@@ -1,11 +1,10 @@
 """Evaluate the model on the test split, which training never uses. The metrics are added to the model's MLflow run."""
 
-from vision.pipeline.errors import UserError
-from vision.pipeline.paths import ROOT
-from vision.pipeline.stage import peak_memory, run_stage
+from vision.pipeline.stage import peak_memory, run_stage, start_stage
 
-# isort: split
-# The imports below take seconds; vision.pipeline.stage comes first so that Ctrl-C prints one line even then.
+if __name__ == "__main__":
+    start_stage()  # before the slow imports, so that Ctrl-C during them prints one line
+
 import time
 
 import numpy as np
@@ -17,19 +16,21 @@ from vision.core.config import TTAConfig
 from vision.core.models.classifier import Classifier
 from vision.evaluation import scores
 from vision.pipeline.device import set_up_device
+from vision.pipeline.errors import UserError
 from vision.pipeline.params import load_params
+from vision.pipeline.paths import ROOT
 from vision.pipeline.progress import bar
+from vision.pipeline.schemas import RunRecord, TestMetrics
 from vision.search.cpu_shares import share_cores
 from vision.storage import arrays, atomic, tables
 from vision.storage.arrays import Split, Stats
 from vision.tracking import mlflow_run
-from vision.tracking.run import Record
 
 
 def main() -> None:
     """Read models/ and data/processed; write data/predictions, metrics/test.json and three tables in metrics/."""
     params = load_params()
-    record = tables.read_json(ROOT / "metrics/run.json", Record)
+    record = tables.read_json(ROOT / "metrics/run.json", RunRecord).model_dump()
     model, stats, test = read_model_and_data()
     device, dtype = set_up_device(params.train)
     share_cores()
@@ -42,19 +43,17 @@ def main() -> None:
         probabilities = logits.softmax(1).cpu().numpy()
         seconds = time.perf_counter() - started
 
-        metrics = {
-            **scores.summary(test.labels, probabilities),
-            "accuracy_one_view": float((one_view.argmax(1).cpu().numpy() == test.labels).mean()),
-        }
+        metrics = TestMetrics(
+            **scores.summarize(test.labels, probabilities),
+            accuracy_one_view=float((one_view.argmax(1).cpu().numpy() == test.labels).mean()),
+        )
         tables.write_json(ROOT / "metrics/test.json", metrics)
         write_tables(test.labels, probabilities, stats)
         run.set_tags({"evaluate": params.evaluate.model_dump()})
-        logged = {**metrics, "seconds": seconds, "images_per_s": len(test.labels) / seconds}
+        logged = {**metrics.model_dump(), "seconds": seconds, "images_per_s": len(test.labels) / seconds}
         run.log_metrics({f"test/{name}": value for name, value in logged.items()})
         run.log_metrics({"evaluate/peak_memory_mib": peak_memory()})
-    print(
-        f"evaluate: test accuracy {metrics['accuracy']:.2%}, with one view per image {metrics['accuracy_one_view']:.2%}"
-    )
+    print(f"evaluate: test accuracy {metrics.accuracy:.2%}, with one view per image {metrics.accuracy_one_view:.2%}")
 
 
 def read_model_and_data() -> tuple[Classifier, Stats, Split]:
@@ -62,7 +61,7 @@ def read_model_and_data() -> tuple[Classifier, Stats, Split]:
     model, config = load_model(ROOT / "models")
     folder = ROOT / "data/processed"
     stats = arrays.read_stats(folder)
-    test = arrays.read_split(folder, "test", len(stats.classes), stats.image_shape, mapped=False)
+    test = arrays.read_split(folder, "test", len(stats.classes), stats.image_shape, memory_map=False)
     if (config.classes, config.image_shape) != (stats.classes, stats.image_shape):
         raise UserError(f"{ROOT / 'models/model.json'}: trained on other classes or image sizes; `dvc repro -f train`")
     return model, stats, test
@@ -108,16 +107,8 @@ def write_tables(labels: np.ndarray, probabilities: np.ndarray, stats: Stats) ->
         ["actual", *classes],
         ([name, *row] for name, row in zip(classes, matrix.tolist(), strict=True)),
     )
-    tables.write_csv(
-        ROOT / "metrics/per_class.csv",
-        ["class", "precision", "recall", "f1", "images"],
-        scores.per_class(labels, predicted, classes),
-    )
-    tables.write_csv(
-        ROOT / "metrics/calibration.csv",
-        ["confidence_from", "confidence_to", "images", "confidence", "accuracy"],
-        scores.calibration(labels, probabilities),
-    )
+    tables.write_rows(ROOT / "metrics/per_class.csv", scores.per_class(labels, predicted, classes))
+    tables.write_rows(ROOT / "metrics/calibration.csv", scores.calibration(labels, probabilities))
 
 
 if __name__ == "__main__":

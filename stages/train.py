@@ -1,14 +1,13 @@
 """Train the network, keep the weights of the best epoch by validation, and record the run in MLflow."""
 
-from vision.pipeline.errors import UserError, resource_hint
-from vision.pipeline.paths import ROOT, main_root
-from vision.pipeline.stage import peak_memory, run_stage
+from vision.pipeline.stage import peak_memory, run_stage, start_stage
 
-# isort: split
-# The imports below take seconds; vision.pipeline.stage comes first so that Ctrl-C prints one line even then.
+if __name__ == "__main__":
+    start_stage()  # before the slow imports, so that Ctrl-C during them prints one line
+
 import operator
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -27,7 +26,10 @@ from vision.core.device import describe_environment, flush_denormals
 from vision.core.models.classifier import Classifier
 from vision.core.trainer import State
 from vision.pipeline.device import set_up_device
+from vision.pipeline.errors import UserError, resource_hint
 from vision.pipeline.params import Model, Params, Train, load_params
+from vision.pipeline.paths import ROOT, main_root
+from vision.pipeline.schemas import HistoryRow, RunRecord, SpeedMetrics, TrainMetrics
 from vision.pipeline.training_progress import TrainingProgress
 from vision.search.cpu_shares import share_cores
 from vision.search.trial import Trial, current_trial
@@ -35,12 +37,6 @@ from vision.storage import arrays, tables
 from vision.storage.arrays import Split, Stats
 from vision.tracking import mlflow_run
 from vision.tracking.run import Run
-
-Row = dict[str, float | None]
-"""The metrics of an epoch by name."""
-
-SPEED_METRICS = ("seconds", "images_per_s", "share_of_peak")
-"""They differ between identical trainings, so metrics/history.csv leaves them out."""
 
 
 def main() -> None:
@@ -75,13 +71,13 @@ def main() -> None:
                 checkpoints.remove()
                 trial.end("diverged")
                 raise UserError(f"diverged: {error} is not a finite number; {lower_lr(params.train)}") from None
-            results = recorder.results(fit_result, device, dtype)
+            results = collect_results(fit_result, recorder, device, dtype)
             save_model(ROOT / "models", model, model_config)
             write_metrics(results, run.record)
             log_results(run, results, model, train.images[:2], stats.classes)
-            trial.end(results.ended, results.metrics.get("val_accuracy"))
+            trial.end(results.ended, results.metrics.val_accuracy)
         checkpoints.remove()
-    print(f"train: {results.summary()}")
+    print(f"train: {format_results(results)}")
 
 
 # Before the training.
@@ -92,7 +88,7 @@ def read_data() -> tuple[Stats, Split, Split]:
     folder = ROOT / "data/processed"
     stats = arrays.read_stats(folder)
     train, val = (
-        arrays.read_split(folder, name, len(stats.classes), stats.image_shape, mapped=False)
+        arrays.read_split(folder, name, len(stats.classes), stats.image_shape, memory_map=False)
         for name in ("train", "val")
     )
     return stats, train, val
@@ -211,15 +207,17 @@ class Recorder:
     checkpoints: Checkpoints
     seconds_before: float
     started: float = field(default_factory=time.perf_counter)
-    rows: list[Row] = field(default_factory=list)
+    epochs: list[loop.EpochMetrics] = field(default_factory=list)
+    shares_of_peak: list[float] = field(default_factory=list)
 
     def on_epoch(self, epoch: loop.EpochMetrics) -> bool:
         """Record an epoch. Return whether the training goes on."""
         # The FLOPs depend on the epoch's image size and on which layers it trained.
         flops_per_image = flops.training_flops(self.model, resize_images(self.image, epoch.image_scale))
-        row = {**asdict(epoch), "share_of_peak": epoch.images_per_s * flops_per_image / self.peak_flops}
-        self.rows.append(row)
-        self.run.log_epoch(row)
+        share_of_peak = epoch.images_per_s * flops_per_image / self.peak_flops
+        self.epochs.append(epoch)
+        self.shares_of_peak.append(share_of_peak)
+        self.run.log_epoch({**asdict(epoch), "share_of_peak": share_of_peak})
         return self.trial.report(epoch.epoch, epoch.val_accuracy)
 
     def on_checkpoint(self, make_state: Callable[[], State]) -> None:
@@ -230,22 +228,14 @@ class Recorder:
         """Return the duration of the training so far, in all processes."""
         return self.seconds_before + time.perf_counter() - self.started
 
-    def results(self, fit_result: loop.FitResult, device: torch.device, dtype: torch.dtype) -> "Results":
-        """Collect what the stage writes and logs."""
-        ended = "finished"
-        if fit_result.stopped_early:
-            ended = "pruned" if self.trial.pruned else "stopped early"
-        parameters = sum(p.numel() for p in self.model.parameters())
-        return Results(
-            metrics=summarize(fit_result) | {"parameters": parameters},
-            speed={
-                "seconds": self.seconds(),
-                **mean_speed(fit_result, self.rows),
-                "peak_tflops": self.peak_flops / 1e12,
-            },
-            rows=self.rows,
-            environment=describe_environment(device, dtype),
-            ended=ended,
+    def speed(self) -> SpeedMetrics:
+        """Average the speed over the training, weighted by the training time of each epoch."""
+        seconds = [epoch.images / epoch.images_per_s for epoch in self.epochs]
+        return SpeedMetrics(
+            seconds=self.seconds(),
+            images_per_s=sum(epoch.images for epoch in self.epochs) / sum(seconds),
+            share_of_peak=sum(map(operator.mul, seconds, self.shares_of_peak)) / sum(seconds),
+            peak_tflops=self.peak_flops / 1e12,
         )
 
 
@@ -286,81 +276,86 @@ class Results:
     Attributes:
         metrics: the content of metrics/train.json.
         speed: the content of metrics/speed.json.
-        rows: the metrics of each epoch.
+        history: the rows of metrics/history.csv.
         environment: device, precision, threads and versions.
         ended: why the training ended: finished, stopped early or pruned.
     """
 
-    metrics: dict[str, float]
-    speed: dict[str, float]
-    rows: list[Row]
+    metrics: TrainMetrics
+    speed: SpeedMetrics
+    history: list[HistoryRow]
     environment: dict[str, object]
     ended: str
 
-    def summary(self) -> str:
-        """Format the most important results as one line."""
-        accuracy = self.metrics.get("val_accuracy")
-        validation = "" if accuracy is None else f", validation accuracy {accuracy:.2%}"
-        return (
-            f"best epoch {self.metrics['best_epoch']} of {len(self.rows)}{validation}; "
-            f"{self.speed['seconds']:.0f} s, {self.speed['images_per_s']:,.0f} images/s, "
-            f"{self.speed['share_of_peak']:.0%} of this device's measured peak"
-        )
+
+def collect_results(
+    fit_result: loop.FitResult, recorder: Recorder, device: torch.device, dtype: torch.dtype
+) -> Results:
+    """Collect what the stage writes and logs."""
+    speed = recorder.speed()
+    ended = "finished"
+    if fit_result.stopped_early:
+        ended = "pruned" if recorder.trial.pruned else "stopped early"
+    best = fit_result.history[fit_result.best_epoch - 1]
+    metrics = TrainMetrics(
+        best_epoch=fit_result.best_epoch,
+        epochs=len(fit_result.history),
+        stopped_early=fit_result.stopped_early,
+        train_loss=best.train_loss,
+        train_accuracy=best.train_accuracy,
+        **({} if best.val_loss is None else {"val_loss": best.val_loss, "val_accuracy": best.val_accuracy}),
+        parameters=sum(p.numel() for p in recorder.model.parameters()),
+    )
+    history = [
+        HistoryRow.model_validate({name: getattr(epoch, name) for name in HistoryRow.model_fields})
+        for epoch in fit_result.history
+    ]
+    return Results(metrics, speed, history, describe_environment(device, dtype), ended)
 
 
-def summarize(fit_result: loop.FitResult) -> dict[str, float]:
-    """Collect the content of metrics/train.json, except the number of parameters."""
-    best = asdict(fit_result.history[fit_result.best_epoch - 1])
-    names = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")
-    return {
-        "best_epoch": fit_result.best_epoch,
-        "epochs": len(fit_result.history),
-        "stopped_early": fit_result.stopped_early,
-        **{name: best[name] for name in names if best[name] is not None},
-    }
-
-
-def mean_speed(fit_result: loop.FitResult, rows: list[Row]) -> dict[str, float]:
-    """Average images_per_s and share_of_peak over the training, weighted by the training time of each epoch."""
-    seconds = [epoch.images / epoch.images_per_s for epoch in fit_result.history]
-    shares = [row["share_of_peak"] or 0.0 for row in rows]
-    return {
-        "images_per_s": sum(epoch.images for epoch in fit_result.history) / sum(seconds),
-        "share_of_peak": sum(map(operator.mul, seconds, shares)) / sum(seconds),
-    }
-
-
-def write_metrics(results: Results, record: dict[str, Any]) -> None:
+def write_metrics(results: Results, record: Mapping[str, Any]) -> None:
     """Write metrics/. Times go to speed.json alone, so that the other files are the same for the same training."""
-    history = [{name: value for name, value in row.items() if name not in SPEED_METRICS} for row in results.rows]
-    tables.write_csv(ROOT / "metrics/history.csv", list(history[0]), [list(row.values()) for row in history])
+    tables.write_rows(ROOT / "metrics/history.csv", results.history)
     tables.write_json(ROOT / "metrics/train.json", results.metrics)
     tables.write_json(ROOT / "metrics/speed.json", results.speed)
-    tables.write_json(ROOT / "metrics/run.json", {**record, "environment": results.environment})
+    run_record = RunRecord.model_validate({**record, "environment": results.environment})
+    tables.write_json(ROOT / "metrics/run.json", run_record)
 
 
 def log_results(run: Run, results: Results, model: Classifier, images: torch.Tensor, classes: list[str]) -> None:
     """Add the results and the model to the MLflow run. The logged model returns probabilities."""
-    run.set_tags({**results.environment, "parameters": results.metrics["parameters"], "ended": results.ended})
+    run.set_tags({**results.environment, "parameters": results.metrics.parameters, "ended": results.ended})
     run.log_metrics(run_metrics(results))
     probabilities = torch.nn.Sequential(model.cpu(), torch.nn.Softmax(1)).eval()
     run.log_model(probabilities, images.cpu().numpy(), classes)
-    run.register_model(results.metrics.get("val_accuracy"))
+    run.register_model(results.metrics.val_accuracy)
     run.log_metrics({"train/peak_memory_mib": peak_memory()})
 
 
 def run_metrics(results: Results) -> dict[str, float]:
     """Name the metrics of the whole training for MLflow, apart from those of its epochs."""
     metrics, speed = results.metrics, results.speed
-    best = {f"val/best_{name}": metrics[f"val_{name}"] for name in ("loss", "accuracy") if f"val_{name}" in metrics}
-    return {
-        "train/best_epoch": metrics["best_epoch"],
-        "train/total_seconds": speed["seconds"],
-        "train/mean_images_per_s": speed["images_per_s"],
-        "train/mean_share_of_peak": speed["share_of_peak"],
-        "train/peak_tflops": speed["peak_tflops"],
-    } | best
+    named = {
+        "train/best_epoch": metrics.best_epoch,
+        "train/total_seconds": speed.seconds,
+        "train/mean_images_per_s": speed.images_per_s,
+        "train/mean_share_of_peak": speed.share_of_peak,
+        "train/peak_tflops": speed.peak_tflops,
+        "val/best_loss": metrics.val_loss,
+        "val/best_accuracy": metrics.val_accuracy,
+    }
+    return {name: value for name, value in named.items() if value is not None}
+
+
+def format_results(results: Results) -> str:
+    """Format the most important results as one line."""
+    metrics, speed = results.metrics, results.speed
+    validation = "" if metrics.val_accuracy is None else f", validation accuracy {metrics.val_accuracy:.2%}"
+    return (
+        f"best epoch {metrics.best_epoch} of {metrics.epochs}{validation}; {speed.seconds:.0f} s, "
+        f"{speed.images_per_s:,.0f} images/s, {speed.share_of_peak:.0%} of this device's measured peak"
+    )
 
 
 if __name__ == "__main__":
-    run_stage(main, interrupted="`dvc repro` resumes from the last checkpoint")
+    run_stage(main, resume_hint="`dvc repro` resumes from the last checkpoint")

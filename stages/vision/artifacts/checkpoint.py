@@ -10,12 +10,13 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import Timeout
 
 from vision.core.trainer import State
 from vision.storage.atomic import sync
@@ -59,22 +60,16 @@ def open_checkpoints(folder: Path, seconds: float | None) -> Iterator["Checkpoin
     if seconds is None:
         yield Checkpoints()
         return
-    try:
-        lock = lock_dir(folder)
-    except BlockingIOError:
-        _warn(f"{folder}: in use by another process with the same training; this one saves no checkpoints")
-        yield Checkpoints()
-        return
-    except OSError as error:
-        _warn(f"{folder}: cannot be used ({error.strerror}); no checkpoints are saved")
-        yield Checkpoints()
-        return
-    try:
-        yield Checkpoints(folder, seconds)
-    finally:
-        with suppress(OSError):
-            folder.rmdir()
-        os.close(lock)
+    with ExitStack() as stack:
+        checkpoints = Checkpoints()
+        try:
+            stack.enter_context(lock_dir(folder))
+            checkpoints = Checkpoints(folder, seconds)
+        except Timeout:
+            _warn(f"{folder}: in use by another process with the same training; this one saves no checkpoints")
+        except OSError as error:
+            _warn(f"{folder}: cannot be used ({error.strerror}); no checkpoints are saved")
+        yield checkpoints
 
 
 class Checkpoints:
@@ -123,7 +118,7 @@ class Checkpoints:
         """Remove the checkpoints after the training has ended, and those of other trainings abandoned for a week."""
         if self.folder is not None:
             shutil.rmtree(self.folder, ignore_errors=True)
-            for other in self.folder.parent.iterdir():
+            for other in filter(Path.is_dir, self.folder.parent.iterdir()):
                 with suppress(OSError):
                     _remove_abandoned(other)
             self.folder = None
@@ -161,10 +156,11 @@ def _read(path: Path) -> Checkpoint:
 
 
 def _remove_abandoned(folder: Path) -> None:
-    """Remove the checkpoints in a folder if they are old and no process uses it.
+    """Remove the checkpoints in a folder, and the folder if nothing else is in it, if they are old.
 
     Raises:
-        OSError: a process uses the folder, or it holds other files too.
+        filelock.Timeout: a process uses the folder.
+        OSError: a file cannot be removed.
     """
 
     def is_old() -> bool:
@@ -172,14 +168,10 @@ def _remove_abandoned(folder: Path) -> None:
 
     if not is_old():
         return  # without taking the lock, which would keep a training that starts now from using the folder
-    lock = lock_dir(folder)
-    try:
+    with lock_dir(folder):
         if is_old():
             for path in (*folder.glob("*.pt"), *folder.glob("partial")):
                 path.unlink()
-            folder.rmdir()
-    finally:
-        os.close(lock)
 
 
 def _warn(line: str) -> None:

@@ -64,8 +64,8 @@ def _read(source: str, where: str) -> dict[str, Tensor]:
         return read_state_dict(resolve_path(source))
     except FileNotFoundError as error:
         raise UserError(
-            f"{where}: not found (looked for {error.filename}). DVC removes the outputs of a stage before it runs, so copy a "
-            "model.pt to another folder first"
+            f"{where}: not found (looked for {error.filename}). DVC removes the outputs of a stage before it runs, so "
+            "copy a model.pt to another folder first"
         ) from None
     except (UserError, OSError) as error:
         raise UserError(f"{where}: {error.strerror if isinstance(error, OSError) else error}") from None
