@@ -1,12 +1,13 @@
 """Download: a published dataset, or a folder of images, verified and written to data/raw."""
 
-from vision.pipeline.paths import ROOT
-from vision.pipeline.stage import run_stage
+from vision.pipeline.stage import run_stage, start_stage
 
-# isort: split
-# The imports below take seconds; vision.pipeline.stage comes first so that Ctrl-C prints one line even then.
+if __name__ == "__main__":
+    start_stage()  # before the slow imports, so that Ctrl-C during them prints one line
+
 from vision.datasets import cifar, download, image_folder
 from vision.pipeline.params import Download, load_params
+from vision.pipeline.paths import ROOT
 from vision.storage import arrays
 
 RAW = ROOT / "data/raw"

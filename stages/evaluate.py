@@ -1,11 +1,10 @@
-"""Score the model on the test split, which decides nothing in training; the figures join the model's MLflow run."""
+"""Evaluate the model on the test split, which training never uses. The metrics are added to the model's MLflow run."""
 
-from vision.pipeline.errors import UserError
-from vision.pipeline.paths import ROOT
-from vision.pipeline.stage import peak_memory, run_stage
+from vision.pipeline.stage import peak_memory, run_stage, start_stage
 
-# isort: split
-# What follows takes seconds to import; vision.stage stands before it so that Ctrl-C is one line even then.
+if __name__ == "__main__":
+    start_stage()  # before the slow imports, so that Ctrl-C during them prints one line
+
 import time
 
 import numpy as np
@@ -16,23 +15,25 @@ from vision.core import inference
 from vision.core.config import TTAConfig
 from vision.core.device import compute_deterministically, keep_freed_memory, select_device
 from vision.evaluation import scores
+from vision.pipeline.errors import UserError
 from vision.pipeline.params import Evaluate, load_params
+from vision.pipeline.paths import ROOT
 from vision.pipeline.progress import bar
+from vision.pipeline.schemas import RunRecord, TestMetrics
 from vision.search.cpu_shares import share_cores
 from vision.storage import arrays, atomic, tables
 from vision.storage.arrays import Stats
 from vision.tracking import mlflow_run
-from vision.tracking.run import Record
 
 
 def main() -> None:
-    """models/, data/processed -> data/predictions, metrics/test.json and the tables beside it."""
+    """models/, data/processed -> data/predictions, metrics/test.json and three tables in metrics/."""
     params = load_params()
     settings = params.evaluate
-    record = tables.read_json(ROOT / "metrics/run.json", Record)
+    record = tables.read_json(ROOT / "metrics/run.json", RunRecord).model_dump()
     model, description = trained_model.load(ROOT / "models")
     stats = arrays.read_stats(ROOT / "data/processed")
-    test = arrays.read_split(ROOT / "data/processed", "test", len(stats.classes), stats.image_shape, mapped=False)
+    test = arrays.read_split(ROOT / "data/processed", "test", len(stats.classes), stats.image_shape, memory_map=False)
     if (description.classes, description.image_shape) != (stats.classes, stats.image_shape):
         raise UserError(f"{ROOT / 'models/model.json'}: trained on other classes or image sizes; `dvc repro -f train`")
     if params.train.deterministic:
@@ -52,19 +53,17 @@ def main() -> None:
         probabilities = logits.softmax(1).cpu().numpy()
         seconds = time.perf_counter() - started
 
-        summary = {
-            **scores.summary(test.labels, probabilities),
-            "accuracy_one_view": float((one_view.argmax(1).cpu().numpy() == test.labels).mean()),
-        }
-        tables.write_json(ROOT / "metrics/test.json", summary)
+        metrics = TestMetrics(
+            **scores.summarize(test.labels, probabilities),
+            accuracy_one_view=float((one_view.argmax(1).cpu().numpy() == test.labels).mean()),
+        )
+        tables.write_json(ROOT / "metrics/test.json", metrics)
         write_tables(test.labels, probabilities, stats)
         run.set_tags({"evaluate": settings.model_dump()})
-        figures = {**summary, "seconds": seconds, "images_per_s": len(images) / seconds}
-        run.log_metrics({f"test/{name}": value for name, value in figures.items()})
+        logged = {**metrics.model_dump(), "seconds": seconds, "images_per_s": len(images) / seconds}
+        run.log_metrics({f"test/{name}": value for name, value in logged.items()})
         run.log_metrics({"evaluate/peak_memory_mib": peak_memory()})
-    print(
-        f"evaluate: test accuracy {summary['accuracy']:.2%}, with one view an image {summary['accuracy_one_view']:.2%}"
-    )
+    print(f"evaluate: test accuracy {metrics.accuracy:.2%}, with one view per image {metrics.accuracy_one_view:.2%}")
 
 
 def logits_with_progress(
@@ -80,7 +79,7 @@ def logits_with_progress(
 
 
 def write_tables(labels: np.ndarray, probabilities: np.ndarray, stats: Stats) -> None:
-    """Write the predictions, one row an image (its file, else its number), and what is counted from them."""
+    """Write data/predictions (a row per image, named by its file or index) and the tables computed from it."""
     classes = stats.classes
     images = stats.test_files or range(len(labels))
     predicted = probabilities.argmax(1)
@@ -99,16 +98,8 @@ def write_tables(labels: np.ndarray, probabilities: np.ndarray, stats: Stats) ->
         ["actual", *classes],
         ([name, *row] for name, row in zip(classes, matrix.tolist(), strict=True)),
     )
-    tables.write_csv(
-        ROOT / "metrics/per_class.csv",
-        ["class", "precision", "recall", "f1", "images"],
-        scores.per_class(labels, predicted, classes),
-    )
-    tables.write_csv(
-        ROOT / "metrics/calibration.csv",
-        ["confidence_from", "confidence_to", "images", "confidence", "accuracy"],
-        scores.calibration(labels, probabilities),
-    )
+    tables.write_rows(ROOT / "metrics/per_class.csv", scores.per_class(labels, predicted, classes))
+    tables.write_rows(ROOT / "metrics/calibration.csv", scores.calibration(labels, probabilities))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 """Preprocess: split the images, resize them, and compute the statistics for normalization."""
 
-from vision.pipeline.paths import ROOT
-from vision.pipeline.stage import run_stage
+from vision.pipeline.stage import run_stage, start_stage
 
-# isort: split
-# The imports below take seconds; vision.pipeline.stage comes first so that Ctrl-C prints one line even then.
+if __name__ == "__main__":
+    start_stage()  # before the slow imports, so that Ctrl-C during them prints one line
+
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,8 +14,9 @@ import numpy as np
 
 from vision.datasets import image_folder, splitting
 from vision.datasets.decoding import load_images, size_error
+from vision.datasets.sample_grid import sample_grid
 from vision.pipeline.params import Params, load_params
-from vision.report import figures
+from vision.pipeline.paths import ROOT
 from vision.storage import arrays, atomic, tables
 from vision.storage.arrays import SPLITS, Split, Stats
 
@@ -100,7 +101,7 @@ def compute_stats(
 
 def draw_samples(train: Split, classes: list[str], per_class: int) -> None:
     """Write a picture of some training images of each class."""
-    figure = figures.sample_grid(train.images, train.labels, classes, per_class=per_class)
+    figure = sample_grid(train, classes, per_class)
     with atomic.atomic_write(ROOT / "data/samples.png") as temporary:
         figure.savefig(temporary, format="png")
 

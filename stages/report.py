@@ -1,29 +1,30 @@
-"""One page to look at: how well the model does, where it errs, how it was trained; report/index.html holds it all."""
+"""Write the report, report/index.html: test scores, mistakes, training curves, data and parameters on one page."""
 
-from vision.pipeline.paths import ROOT, main_root
-from vision.pipeline.stage import peak_memory, run_stage
+from vision.pipeline.stage import peak_memory, run_stage, start_stage
 
-# isort: split
-# What follows takes seconds to import; vision.stage stands before it so that Ctrl-C is one line even then.
+if __name__ == "__main__":
+    start_stage()  # before the slow imports, so that Ctrl-C during them prints one line
+
 from vision.pipeline.params import load_params
-from vision.report import page
+from vision.pipeline.paths import ROOT, main_root
+from vision.report import charts, page
 from vision.report.results import read_results
 from vision.storage import atomic
 from vision.tracking import mlflow_run
 
 
 def main() -> None:
-    """Read what the other stages left, draw it, write the page; pictures and tables join the model's MLflow run."""
+    """Outputs of all other stages -> report/index.html; its charts and tables are added to the model's MLflow run."""
     params = load_params()
     results = read_results(ROOT)
     html = page.render(params, results)
     file = ROOT / "report" / "index.html"
     with atomic.atomic_write(file) as temporary:
         temporary.write_text(html, encoding="utf-8")
-    with mlflow_run.resumed_run(params.tracking, results.run) as run:
-        run.describe_as(page.note(results))
-        for name, chart in page.charts(results, "light").items():
-            run.log_figure(name, chart)
+    with mlflow_run.resumed_run(params.tracking, results.run.model_dump()) as run:
+        run.describe_as(page.summary(results))
+        for name, figure in charts.make_charts(results, "light").items():
+            run.log_figure(name, figure)
         run.log_artifact(ROOT / "data" / "samples.png", "figures")
         run.log_artifact(file, "report")
         for table in ("history", "confusion_matrix", "per_class", "calibration"):
@@ -32,7 +33,7 @@ def main() -> None:
     if main_root(ROOT) == ROOT:
         print(f"report: open {file} in a browser")
     else:
-        print("report: written; `dvc exp apply` brings it here, and MLflow keeps a copy")
+        print("report: written in the experiment's copy; `dvc exp apply` copies it here, and MLflow has it too")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,10 @@
 """Fit the network to the training split and keep the best weights by validation; the run is recorded in MLflow."""
 
-from vision.pipeline.errors import UserError, resource_hint
-from vision.pipeline.paths import ROOT, main_root
-from vision.pipeline.stage import peak_memory, run_stage
+from vision.pipeline.stage import peak_memory, run_stage, start_stage
 
-# isort: split
-# What follows takes seconds to import; vision.stage stands before it so that Ctrl-C is one line even then.
+if __name__ == "__main__":
+    start_stage()  # before the slow imports, so that Ctrl-C during them prints one line
+
 import operator
 import time
 from collections.abc import Callable
@@ -29,8 +28,11 @@ from vision.core.device import (
 )
 from vision.core.models import classifier
 from vision.core.trainer import State
+from vision.pipeline.errors import UserError, resource_hint
 from vision.pipeline.params import Params, load_params
+from vision.pipeline.paths import ROOT, main_root
 from vision.pipeline.progress import bar
+from vision.pipeline.schemas import HistoryRow, RunRecord, SpeedMetrics, TrainMetrics
 from vision.search.cpu_shares import share_cores
 from vision.search.trial import current_trial
 from vision.storage import arrays, tables
@@ -40,16 +42,13 @@ from vision.tracking import mlflow_run
 Row = dict[str, float | None]
 """An epoch's figures by name."""
 
-PACE = ("seconds", "images_per_s", "share_of_peak")
-"""Those that no two trainings have alike; metrics/history.csv is without them."""
-
 
 def main() -> None:
     """data/processed -> models/, metrics/train.json, speed.json, run.json and history.csv."""
     params = load_params()
     stats = arrays.read_stats(ROOT / "data/processed")
     splits = [
-        arrays.read_split(ROOT / "data/processed", name, len(stats.classes), stats.image_shape, mapped=False)
+        arrays.read_split(ROOT / "data/processed", name, len(stats.classes), stats.image_shape, memory_map=False)
         for name in ("train", "val")
     ]
     if params.train.deterministic:
@@ -246,7 +245,7 @@ def train_config(params: Params, dtype: torch.dtype) -> TrainConfig:
 
 
 def summarize(fitted: loop.FitResult) -> dict[str, float]:
-    """What metrics/train.json says of the best epoch."""
+    """Collect the content of metrics/train.json, except the number of parameters."""
     best = asdict(fitted.history[fitted.best_epoch - 1])
     names = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")
     return {
@@ -258,7 +257,7 @@ def summarize(fitted: loop.FitResult) -> dict[str, float]:
 
 
 def mean_pace(fitted: loop.FitResult, rows: list[Row]) -> dict[str, float]:
-    """What metrics/speed.json says of all epochs together, by the seconds that each trained."""
+    """Average images_per_s and share_of_peak over the training, weighted by the training time of each epoch."""
     trained = [epoch.images / epoch.images_per_s for epoch in fitted.history]
     shares = [row["share_of_peak"] or 0.0 for row in rows]
     return {
@@ -268,12 +267,12 @@ def mean_pace(fitted: loop.FitResult, rows: list[Row]) -> dict[str, float]:
 
 
 def write_metrics(summary: dict[str, float], pace: dict[str, float], rows: list[Row], run: dict[str, Any]) -> None:
-    """Write metrics/: what is the same whenever the same is trained apart from what never is."""
-    kept = [{name: value for name, value in row.items() if name not in PACE} for row in rows]
-    tables.write_csv(ROOT / "metrics/history.csv", list(kept[0]), [list(row.values()) for row in kept])
-    tables.write_json(ROOT / "metrics/train.json", summary)
-    tables.write_json(ROOT / "metrics/speed.json", pace)
-    tables.write_json(ROOT / "metrics/run.json", run)
+    """Write metrics/. Times go to speed.json alone, so that the other files are the same for the same training."""
+    history = [HistoryRow.model_validate({name: row[name] for name in HistoryRow.model_fields}) for row in rows]
+    tables.write_rows(ROOT / "metrics/history.csv", history)
+    tables.write_json(ROOT / "metrics/train.json", TrainMetrics.model_validate(summary))
+    tables.write_json(ROOT / "metrics/speed.json", SpeedMetrics.model_validate(pace))
+    tables.write_json(ROOT / "metrics/run.json", RunRecord.model_validate(run))
 
 
 def headlines(summary: dict[str, float], pace: dict[str, float]) -> dict[str, float]:
@@ -289,4 +288,4 @@ def headlines(summary: dict[str, float], pace: dict[str, float]) -> dict[str, fl
 
 
 if __name__ == "__main__":
-    run_stage(main, interrupted="`dvc repro` goes on from the last checkpoint")
+    run_stage(main, resume_hint="`dvc repro` resumes from the last checkpoint")

@@ -27,6 +27,7 @@ import dvc.api
 from dvc.exceptions import DvcException
 
 from vision.pipeline.errors import UserError
+from vision.pipeline.formatting import format_value
 from vision.pipeline.params import parameter_names
 from vision.pipeline.paths import ROOT
 
@@ -121,14 +122,14 @@ def group_repeats(rows: Sequence[Row], baseline: Row) -> dict[str, list[Row]]:
 def format_changes(row: Row, baseline: Row, exclude: Collection[str] = ()) -> str:
     """The parameters in which an experiment differs from the baseline, as arguments of `dvc exp run -S`."""
     changed = [name for name in PARAMETERS if name not in exclude and row.get(name) != baseline.get(name)]
-    return " ".join(f"{name}={format_value(row.get(name))}" for name in changed)
+    return " ".join(f"{name}={format_parameter(row.get(name))}" for name in changed)
 
 
-def format_value(value: object) -> str:
-    """A parameter as written in params.yaml; DVC reports each number as a float and null as the text `None`."""
-    if isinstance(value, float):
-        return f"{value:.10g}"
-    return "null" if value in (None, "None") else str(value)
+def format_parameter(value: object) -> str:
+    """Format a parameter as in params.yaml; DVC reports each number as a float and null as the text `None`."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return format_value(None if value == "None" else value, digits=10)
 
 
 def metric_values(rows: Sequence[Row], column: str) -> list[float]:

@@ -11,11 +11,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "stages"))
 
-# isort: split
-from vision.pipeline.stage import run_stage
+from vision.pipeline.stage import run_stage, start_stage
 
-# isort: split
-# These imports take seconds. With run_stage imported before them, Ctrl-C prints one line instead of a traceback.
+if __name__ == "__main__":
+    start_stage()  # before the slow imports, so that Ctrl-C during them prints one line
+
 import argparse
 
 from vision.pipeline.params import load_params
@@ -47,5 +47,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    # run_stage locks this script, so that two searches never run in one checkout at the same time.
-    run_stage(main, interrupted="`python tools/search.py` resumes the search; finished trials are not run again")
+    # run_stage holds the script's lock, so that two searches never run in one checkout at the same time.
+    run_stage(main, resume_hint="`python tools/search.py` resumes the search; finished trials are not run again")

@@ -1,6 +1,8 @@
-"""Mounts for tests: a small disk, a full one, a read-only folder. The test is skipped where mounting is not allowed."""
+"""File systems for tests: small, full, read-only, or with a limit on file sizes."""
 
 import os
+import resource
+import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +13,7 @@ import pytest
 
 @contextmanager
 def small_disk(folder: Path, size: int) -> Iterator[None]:
-    """Mount a disk of `size` bytes at `folder`."""
+    """Mount a file system of `size` bytes at `folder` during the block."""
     folder.mkdir(parents=True)
     with _mounted(folder, "-t", "tmpfs", "-o", f"size={size}", "tmpfs"):
         yield
@@ -19,7 +21,7 @@ def small_disk(folder: Path, size: int) -> Iterator[None]:
 
 @contextmanager
 def read_only(folder: Path) -> Iterator[None]:
-    """Make `folder` read-only, also for the superuser."""
+    """Make `folder` read-only during the block, for root too."""
     with _mounted(folder, "--bind", str(folder)):
         subprocess.run(["mount", "-o", "remount,bind,ro", str(folder)], check=True)
         yield
@@ -27,7 +29,7 @@ def read_only(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def fill_disk(folder: Path, free: int) -> Iterator[None]:
-    """Fill the disk at `folder` with one file, so that `free` bytes are left."""
+    """Fill a small disk during the block, except for `free` bytes."""
     ballast = folder / "ballast"
     with ballast.open("wb") as file:
         disk = os.statvfs(folder)
@@ -39,13 +41,26 @@ def fill_disk(folder: Path, free: int) -> Iterator[None]:
 
 
 @contextmanager
+def file_size_limit(size: int) -> Iterator[None]:
+    """Limit files to `size` bytes during the block; a longer write fails, as on a full disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+@contextmanager
 def _mounted(folder: Path, *options: str) -> Iterator[None]:
     try:
         done = subprocess.run(["mount", *options, str(folder)], capture_output=True, text=True)
     except FileNotFoundError:
         pytest.skip("`mount` is not available")
     if done.returncode:
-        pytest.skip(f"mounting is not allowed here: {done.stderr.strip()}")
+        pytest.skip(f"cannot mount a file system: {done.stderr.strip()}")
     try:
         yield
     finally:

@@ -166,6 +166,7 @@ def tree(root: Path) -> Tree:
     """All files and folders below `root`, with the metadata that changes whenever a file is written."""
     found: Tree = {}
     for where, folders, names in os.walk(root):
+        folders[:] = [name for name in folders if name != ".dvc"]  # the lock files of running stages
         for name in folders + names:
             status = Path(where, name).lstat()
             written = () if stat.S_ISDIR(status.st_mode) else (status.st_size, status.st_mtime_ns, status.st_ino)

@@ -165,7 +165,7 @@ RUINS = [
     ("deep", lambda path: write(path, "[" * 100_000), "ROOT/{path}: not valid JSON (*); delete it and run `dvc repro`"),
     ("number", lambda path: write(path, "7"), "ROOT/{path}: must be *(got 7); delete it and run `dvc repro`"),
     ("list", lambda path: write(path, "[1]"), "ROOT/{path}: *must be *(got *1*); delete it and run `dvc repro`"),
-    ("folder", folder_instead, "ROOT/{path}: Is a directory"),
+    ("folder", folder_instead, "ROOT/{path}: Is a directory (set VISION_DEBUG=1 for the traceback)"),
 ]  # fmt: skip
 JSON: list[Row] = [
     (f"{stage}: {path}, {name}", stage, damage(path), line.format(path=path))
@@ -185,7 +185,7 @@ def swap_classes(document: Any) -> None:
 EDITED: list[tuple[str, str, str, Damage, str]] = [
     ("preprocess", CLASSES_JSON, "one class", write(CLASSES_JSON, '["cat"]'), "must have at least 2 items (got ['cat'])"),
     ("preprocess", CLASSES_JSON, "no class", write(CLASSES_JSON, "[]"), "must have at least 2 items (got [])"),
-    ("preprocess", CLASSES_JSON, "a class twice", write(CLASSES_JSON, '["cat", "cat"]'), "must have no name twice (got ['cat', 'cat'])"),
+    ("preprocess", CLASSES_JSON, "a class twice", write(CLASSES_JSON, '["cat", "cat"]'), "must have unique names (got ['cat', 'cat'])"),
     ("preprocess", CLASSES_JSON, "a number", write(CLASSES_JSON, '["cat", 1]'), "1: must be a valid string (got 1)"),
     ("train", STATS, "a mean of text", put(STATS, mean=["a", 0.5, 0.5]), "mean.0: must be a valid number (got 'a')"),
     ("train", STATS, "a mean of another length", put(STATS, mean=[0.5]), "must have a mean and a std for each of 3 channels (got *)"),
@@ -194,12 +194,12 @@ EDITED: list[tuple[str, str, str, Damage, str]] = [
     ("train", STATS, "a std of 0", put(STATS, std=[0, 0.2, 0.2]), "std.0: must be greater than 0 (got 0*)"),
     ("train", STATS, "a negative std", put(STATS, std=[0.2, -0.2, 0.2]), "std.1: must be greater than 0 (got -0.2)"),
     ("train", STATS, "without std", lack(STATS, "std"), "std: missing"),
-    ("train", STATS, "another key", put(STATS, colour="red"), "not as the preprocess stage wrote it"),
-    ("train", STATS, "another mean", put(STATS, mean=[0.5, 0.5, 0.5]), "not as the preprocess stage wrote it"),
-    ("evaluate", STATS, "classes swapped", edit(STATS, swap_classes), "not as the preprocess stage wrote it"),
-    ("report", STATS, "classes swapped", edit(STATS, swap_classes), "not as the preprocess stage wrote it"),
-    ("train", STATS, "without its digest", lack(STATS, "sha256"), "not as the preprocess stage wrote it"),
-    ("train", STATS, "a digest of another type", put(STATS, sha256=7), "not as the preprocess stage wrote it"),
+    ("train", STATS, "another key", put(STATS, colour="red"), "changed after the preprocess stage wrote it"),
+    ("train", STATS, "another mean", put(STATS, mean=[0.5, 0.5, 0.5]), "changed after the preprocess stage wrote it"),
+    ("evaluate", STATS, "classes swapped", edit(STATS, swap_classes), "changed after the preprocess stage wrote it"),
+    ("report", STATS, "classes swapped", edit(STATS, swap_classes), "changed after the preprocess stage wrote it"),
+    ("train", STATS, "without its digest", lack(STATS, "sha256"), "changed after the preprocess stage wrote it"),
+    ("train", STATS, "a digest of another type", put(STATS, sha256=7), "changed after the preprocess stage wrote it"),
     ("train", STATS, "null", write(STATS, "null"), "must be an object (got None)"),
     ("train", STATS, "classes null", put(STATS, classes=None), "classes: must be a valid array (got None)"),
     ("train", STATS, "one class", put(STATS, classes=["cat"]), "classes: must have at least 2 items (got ['cat'])"),
@@ -250,19 +250,19 @@ JSON += [
     ("model.json, other widths", "evaluate", put(MODEL, options={"widths": [8, 32], "depth": 1}), f"ROOT/models/model.pt: {OTHER}"),
     ("model.json, other classes", "evaluate", edit(MODEL, swap_classes), "ROOT/models/model.json: trained on other classes or image sizes; `dvc repro -f train`"),
     ("model.json, other images", "evaluate", put(MODEL, image_shape=[16, 16, 3]), "ROOT/models/model.json: trained on other classes or image sizes; `dvc repro -f train`"),
-    ("report: other classes in model.json", "report", edit(MODEL, swap_classes), "models/model.json: does not fit data/processed; `dvc repro -f train` makes it anew"),
-    ("report: another accuracy in test.json", "report", put(TESTED, accuracy=1.0), "metrics/test.json: does not fit data/predictions/test.csv; `dvc repro -f evaluate` makes it anew"),
-    ("report: more epochs in train.json", "report", put(TRAINED, epochs=5), "metrics/history.csv: does not fit metrics/train.json; `dvc repro -f train` makes it anew"),
-    ("report: a later best epoch in train.json", "report", put(TRAINED, best_epoch=2), "metrics/history.csv: does not fit metrics/train.json; `dvc repro -f train` makes it anew"),
-    ("report: other test images in dataset.json", "report", put(DATASET, test=5), "metrics/dataset.json: does not fit data/processed; `dvc repro -f preprocess` makes it anew"),
-    ("report: other classes in dataset.json", "report", edit(DATASET, lambda document: document["by_class"].pop("cat") and None), "metrics/dataset.json: does not fit data/processed; `dvc repro -f preprocess` makes it anew"),
+    ("report: other classes in model.json", "report", edit(MODEL, swap_classes), "models/model.json: does not match data/processed; run `dvc repro -f train`"),
+    ("report: another accuracy in test.json", "report", put(TESTED, accuracy=1.0), "metrics/test.json: does not match data/predictions/test.csv; run `dvc repro -f evaluate`"),
+    ("report: more epochs in train.json", "report", put(TRAINED, epochs=5), "metrics/history.csv: does not match metrics/train.json; run `dvc repro -f train`"),
+    ("report: a later best epoch in train.json", "report", put(TRAINED, best_epoch=2), "metrics/history.csv: does not match metrics/train.json; run `dvc repro -f train`"),
+    ("report: other test images in dataset.json", "report", put(DATASET, test=5), "metrics/dataset.json: does not match data/processed; run `dvc repro -f preprocess`"),
+    ("report: other classes in dataset.json", "report", edit(DATASET, lambda document: document["by_class"].pop("cat") and None), "metrics/dataset.json: does not match data/processed; run `dvc repro -f preprocess`"),
 ]  # fmt: skip
 
 # Tables.
 
 HISTORY, CONFUSION, PER_CLASS, CALIBRATION = (f"metrics/{name}.csv" for name in ("history", "confusion_matrix", "per_class", "calibration"))  # fmt: skip
 PREDICTIONS = "data/predictions/test.csv"
-UNFIT = "{} does not fit data/predictions/test.csv; `dvc repro -f evaluate` makes it anew"
+UNFIT = "{} does not match data/predictions/test.csv; run `dvc repro -f evaluate`"
 
 
 def cell(path: str, line: int, column: int, value: str) -> Damage:
@@ -283,11 +283,11 @@ TABLES: list[Row] = [
     for path in (HISTORY, CONFUSION, PER_CLASS, CALIBRATION, PREDICTIONS)
     for name, damage, line in [
         ("missing", remove, "not found; `dvc repro` makes it"),
-        ("empty", lambda path: write(path, ""), "holds no rows; delete it and run `dvc repro`"),
-        ("header alone", first_line, "holds no rows; delete it and run `dvc repro`"),
+        ("empty", lambda path: write(path, ""), "has no rows; delete it and run `dvc repro`"),
+        ("header alone", first_line, "has no rows; delete it and run `dvc repro`"),
         ("binary", lambda path: write(path, b"\xff\x00\xfe\n" * 99), "not a table (*); delete it and run `dvc repro`"),
         ("a huge cell", lambda path: write(path, "a,b\n" + "x" * 10**6), "not a table (*); delete it and run `dvc repro`"),
-        ("folder", folder_instead, "Is a directory"),
+        ("folder", folder_instead, "Is a directory (set VISION_DEBUG=1 for the traceback)"),
     ]
 ]  # fmt: skip
 DAMAGED = "; delete the file and run `dvc repro`"
@@ -296,9 +296,9 @@ TABLES += [
     ("history.csv, NaN", "report", cell(HISTORY, 2, 4, "nan"), f"ROOT/{HISTORY}: line 2: train_loss: must be a finite number (got 'nan'){DAMAGED}"),
     ("history.csv, an accuracy above 1", "report", cell(HISTORY, 2, 7, "7"), f"ROOT/{HISTORY}: line 2: val_accuracy: must be less than or equal to 1 (got '7'){DAMAGED}"),
     ("history.csv, no loss", "report", cell(HISTORY, 2, 4, ""), f"ROOT/{HISTORY}: line 2: train_loss: must be a valid number, * (got ''){DAMAGED}"),
-    ("history.csv, half validated", "report", cell(HISTORY, 2, 6, ""), "metrics/history.csv: does not fit metrics/train.json; `dvc repro -f train` makes it anew"),
-    ("history.csv, a row twice", "report", lambda root: (root / HISTORY).open("a").write((root / HISTORY).read_text().splitlines()[1] + "\n"), "metrics/history.csv: does not fit metrics/train.json; `dvc repro -f train` makes it anew"),
-    ("history.csv, a conflict", "report", write(HISTORY, "<<<<<<< HEAD\n1,2\n"), f"ROOT/{HISTORY}: line 2: train_loss: missing{DAMAGED}"),
+    ("history.csv, half validated", "report", cell(HISTORY, 2, 6, ""), "metrics/history.csv: does not match metrics/train.json; run `dvc repro -f train`"),
+    ("history.csv, a row twice", "report", lambda root: (root / HISTORY).open("a").write((root / HISTORY).read_text().splitlines()[1] + "\n"), "metrics/history.csv: does not match metrics/train.json; run `dvc repro -f train`"),
+    ("history.csv, a conflict", "report", write(HISTORY, "<<<<<<< HEAD\n1,2\n"), f"ROOT/{HISTORY}: line 2: epoch: missing{DAMAGED}"),
     ("history.csv, another column", "report", cell(HISTORY, 1, 4, "loss"), f"ROOT/{HISTORY}: line 2: train_loss: missing{DAMAGED}"),
     ("confusion_matrix.csv, another count", "report", cell(CONFUSION, 3, 3, "1000"), UNFIT.format("metrics/confusion_matrix.csv:")),
     ("confusion_matrix.csv, another name", "report", cell(CONFUSION, 3, 0, "cow"), UNFIT.format("metrics/confusion_matrix.csv:")),
@@ -311,10 +311,10 @@ TABLES += [
     ("calibration.csv, no images", "report", cell(CALIBRATION, 2, 2, "0"), f"ROOT/{CALIBRATION}: line 2: images: must be greater than or equal to 1 (got '0'){DAMAGED}"),
     ("calibration.csv, more images", "report", cell(CALIBRATION, 2, 2, "999"), UNFIT.format("metrics/calibration.csv:")),
     ("test.csv, no such class", "report", cell(PREDICTIONS, 2, 1, "cow"), f"ROOT/{PREDICTIONS}: damaged, or of other classes ('cow'); delete it and run `dvc repro`"),
-    ("test.csv, another prediction", "report", lambda root: cell(PREDICTIONS, 2, 2, "ship" if (root / PREDICTIONS).read_text().splitlines()[1].split(",")[2] != "ship" else "cat")(root), "metrics/confusion_matrix.csv: does not fit data/predictions/test.csv; `dvc repro -f evaluate` makes it anew"),
-    ("test.csv, a row less", "report", lambda root: (root / PREDICTIONS).write_text("\n".join((root / PREDICTIONS).read_text().splitlines()[:-1]) + "\n"), "data/predictions/test.csv: does not fit data/processed; `dvc repro -f evaluate` makes it anew"),
-    ("test.csv, a probability of 7", "report", lambda root: (root / PREDICTIONS).write_text(re.sub(r"0\.\d+", "7", (root / PREDICTIONS).read_text())), f"ROOT/{PREDICTIONS}: holds probabilities outside 0 to 1; delete it and run `dvc repro`"),
-    ("test.csv, a probability of NaN", "report", lambda root: (root / PREDICTIONS).write_text(re.sub(r"0\.\d+", "nan", (root / PREDICTIONS).read_text())), f"ROOT/{PREDICTIONS}: holds probabilities outside 0 to 1; delete it and run `dvc repro`"),
+    ("test.csv, another prediction", "report", lambda root: cell(PREDICTIONS, 2, 2, "ship" if (root / PREDICTIONS).read_text().splitlines()[1].split(",")[2] != "ship" else "cat")(root), "metrics/confusion_matrix.csv: does not match data/predictions/test.csv; run `dvc repro -f evaluate`"),
+    ("test.csv, a row less", "report", lambda root: (root / PREDICTIONS).write_text("\n".join((root / PREDICTIONS).read_text().splitlines()[:-1]) + "\n"), "data/predictions/test.csv: does not match data/processed; run `dvc repro -f evaluate`"),
+    ("test.csv, a probability of 7", "report", lambda root: (root / PREDICTIONS).write_text(re.sub(r"0\.\d+", "7", (root / PREDICTIONS).read_text())), f"ROOT/{PREDICTIONS}: has probabilities outside 0 to 1; delete it and run `dvc repro`"),
+    ("test.csv, a probability of NaN", "report", lambda root: (root / PREDICTIONS).write_text(re.sub(r"0\.\d+", "nan", (root / PREDICTIONS).read_text())), f"ROOT/{PREDICTIONS}: has probabilities outside 0 to 1; delete it and run `dvc repro`"),
 ]  # fmt: skip
 
 # Arrays.
@@ -344,8 +344,8 @@ for stage, where, split in FILES:
         path = f"{where}/{split}_{kind}.npy"
         line = f"ROOT/{path}: "
         broken = f"{line}damaged (*); delete it and run `dvc repro`"
-        apart = f"ROOT/{where}: the {split} images (*) and labels (*) do not fit together"
-        dtype = f"holds float64, not {'uint8' if kind == 'images' else 'uint8 or uint16'}"
+        apart = f"ROOT/{where}: the {split} images (*) and labels (*) do not match"
+        dtype = f"has dtype float64, expected {'uint8' if kind == 'images' else 'uint8 or uint16'}"
         ARRAYS += [
             (f"{stage}: {path}, {name}", stage, damage, says)
             for name, damage, says in [
@@ -362,26 +362,26 @@ for stage, where, split in FILES:
                 ("a header of code", write(path, header("(__import__('os').mkdir('evil-was-here'),)")), broken),
                 ("floats", array(path, lambda values: values.astype(float)), f"{line}{dtype}{AGAIN}"),
                 ("one number", array(path, lambda values: values[(0,) * values.ndim]), apart),
-                ("folder", folder_instead(path), f"{line}Is a directory"),
+                ("folder", folder_instead(path), f"{line}Is a directory (set VISION_DEBUG=1 for the traceback)"),
             ][: None if split == "train" else 6]
         ]  # fmt: skip
     labels, images = f"{where}/{split}_labels.npy", f"{where}/{split}_images.npy"
     ARRAYS += [
-        (f"{stage}: {labels}, out of range", stage, array(labels, lambda values: values + 1), f"ROOT/{labels}: holds the label 10, but there are 10 classes{AGAIN}"),
-        (f"{stage}: {labels}, far out of range", stage, array(labels, lambda values: values.astype(np.uint16) + 65000), f"ROOT/{labels}: holds the label 65009, but there are 10 classes{AGAIN}"),
-        (f"{stage}: {images}, grey", stage, array(images, lambda values: values[..., :1]), f"ROOT/{images}: holds images of [32, 32, 1], not of [32, 32, 3]{AGAIN}"),
-        (f"{stage}: {images}, no pixels", stage, array(images, lambda values: values[:, :0]), f"ROOT/{images}: holds images of [0, 32, 3], not of *{AGAIN}"),
+        (f"{stage}: {labels}, out of range", stage, array(labels, lambda values: values + 1), f"ROOT/{labels}: has the label 10, but there are 10 classes{AGAIN}"),
+        (f"{stage}: {labels}, far out of range", stage, array(labels, lambda values: values.astype(np.uint16) + 65000), f"ROOT/{labels}: has the label 65009, but there are 10 classes{AGAIN}"),
+        (f"{stage}: {images}, grey", stage, array(images, lambda values: values[..., :1]), f"ROOT/{images}: has images of shape [32, 32, 1], expected [32, 32, 3]{AGAIN}"),
+        (f"{stage}: {images}, no pixels", stage, array(images, lambda values: values[:, :0]), f"ROOT/{images}: has images of shape [0, 32, 3], expected *{AGAIN}"),
     ]  # fmt: skip
     if split != "val":
         none = both(array(labels, lambda values: values[:0]), array(images, lambda values: values[:0]))
-        ARRAYS.append((f"{stage}: {labels}, no images", stage, none, f"ROOT/{labels}: holds no images{AGAIN}"))
+        ARRAYS.append((f"{stage}: {labels}, no images", stage, none, f"ROOT/{labels}: has no images{AGAIN}"))
     if where == "data/processed":
         small = array(images, lambda values: values[:, ::2, ::2])
-        ARRAYS.append((f"{stage}: {images}, smaller", stage, small, f"ROOT/{images}: holds images of [16, 16, 3], not of [32, 32, 3]{AGAIN}"))  # fmt: skip
+        ARRAYS.append((f"{stage}: {images}, smaller", stage, small, f"ROOT/{images}: has images of shape [16, 16, 3], expected [32, 32, 3]{AGAIN}"))  # fmt: skip
 ARRAYS.append(
     (
         "one class alone in data/raw", "preprocess", array("data/raw/train_labels.npy", np.zeros_like),
-        f"ROOT/data/raw/train_labels.npy: holds no image of class 'automobile'{AGAIN}",
+        f"ROOT/data/raw/train_labels.npy: has no image of class 'automobile'{AGAIN}",
     )
 )  # fmt: skip
 
@@ -737,11 +737,11 @@ YAML: list[tuple[str, Damage, str]] = [
     ("params.yaml a link to itself", both(remove(PARAMS), lambda root: (root / PARAMS).symlink_to(PARAMS)), "ROOT/params.yaml: Too many levels of symbolic links"),
     ("a source with NUL", set_params(download={"source": "a\0b"}), f"{DOCUMENT}download.source: must have no line breaks and no control characters (got 'a\\x00b')"),
     ("a source of two lines", set_params(download={"source": "a\nb"}), f"{DOCUMENT}download.source: must have no line breaks and no control characters (got 'a\\nb')"),
-    ("a source of blanks", set_params(download={"source": "  "}), f"{DOCUMENT}download.source: must have more than blanks (got '  ')"),
+    ("a source of blanks", set_params(download={"source": "  "}), f"{DOCUMENT}download.source: must not be blank (got '  ')"),
     ("a source without end", set_params(download={"source": "x" * 10_000}), f"{DOCUMENT}download.source: must have at most 4096 characters (got 'x*…)"),
     ("a title without end", set_params(report={"title": "x" * 100_000}), f"{DOCUMENT}report.title: must have at most 1000 characters (got 'x*…)"),
     ("a title with NUL", set_params(report={"title": "a\0"}), f"{DOCUMENT}report.title: must have no line breaks and no control characters (got 'a\\x00')"),
-    ("an experiment of blanks", set_params(tracking={"experiment": " "}), f"{DOCUMENT}tracking.experiment: must have more than blanks (got ' ')"),
+    ("an experiment of blanks", set_params(tracking={"experiment": " "}), f"{DOCUMENT}tracking.experiment: must not be blank (got ' ')"),
     ("an experiment of two lines", set_params(tracking={"experiment": "a\nb"}), f"{DOCUMENT}tracking.experiment: must have no line breaks and no control characters (got 'a\\nb')"),
 ]  # fmt: skip
 PARAMETERS: list[Row] = [(name, "download", damage, line) for name, damage, line in YAML]

@@ -78,7 +78,7 @@ def test_no_file_may_grow_and_then_it_may(tmp_path: Path) -> None:
     files = ("data/raw", "data/processed", "models/model.pt", "metrics/test.json", "report/index.html")
     for stage, file in zip(STAGES, files, strict=True):
         output = with_fault(project, tmp_path / "site", f"{stage} limit 100").run("dvc", "repro", status=255)
-        assert f"\n{stage}: {project.root / file}: File too large\n" in output
+        assert f"\n{stage}: {project.root / file}: File too large (set VISION_DEBUG=1 for the traceback)\n" in output
         assert "Traceback" not in output
         found[stage] = contents(project, stage)
         assert partial(project) == []

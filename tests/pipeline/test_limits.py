@@ -22,7 +22,7 @@ from stages import Snapshot, Stages, change_params, small_checkout
 from vision.pipeline.errors import UserError
 from vision.pipeline.params import Params, load_params, parameter_names, validate_params
 from vision.pipeline.paths import ROOT
-from vision.pipeline.validation import breaks
+from vision.pipeline.validation import has_control_characters
 
 BASE = yaml.safe_load((ROOT / "params.yaml").read_text())
 SCHEMA = Params.model_json_schema()
@@ -82,7 +82,9 @@ def _inside(name: str, kind: dict[str, Any]) -> st.SearchStrategy[Any]:
             return st.from_regex(kind["pattern"], fullmatch=True).filter(lambda text: len(text) <= kind["maxLength"])
         case "string":
             text = st.text(min_size=1, max_size=kind["maxLength"])
-            return text.filter(lambda text: not breaks(text) and bool(text.strip()) if name in ON_ONE_LINE else True)
+            return text.filter(
+                lambda text: not has_control_characters(text) and bool(text.strip()) if name in ON_ONE_LINE else True
+            )
     raise AssertionError(kind)
 
 

@@ -386,7 +386,7 @@ def test_an_interrupted_training_is_killed_in_mlflow_and_leaves_no_output(projec
     lines += process.stdout.readlines()
     assert process.wait(timeout=60) != 0
     output = "".join(lines)
-    assert "train: interrupted; `dvc repro` goes on from the last checkpoint" in output
+    assert "train: interrupted; `dvc repro` resumes from the last checkpoint" in output
     assert "Traceback" not in output
     newest, *_ = after = runs(project)
     assert len(after) == recorded + 1

@@ -1,4 +1,4 @@
-"""The report: what the files say stands on the page, for data of every shape, and a browser shows it."""
+"""The report shows the content of the files, for data of every shape, and a browser displays it."""
 
 import base64
 import csv
@@ -21,11 +21,12 @@ from playwright.sync_api import Browser
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 from browser import chromium, open_report
+from vision.datasets.sample_grid import sample_grid
 from vision.pipeline.errors import UserError
 from vision.pipeline.params import load_params
 from vision.pipeline.paths import ROOT
-from vision.report import figures
-from vision.report.page import duration, heat, literal, render
+from vision.report import charts
+from vision.report.page import escape_markdown, format_duration, heat, render
 from vision.report.results import read_results
 from vision.storage import arrays, tables
 
@@ -44,10 +45,10 @@ def make_project(
     mlflow: bool = True,
     images: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> Path:
-    """A folder as the other stages leave it: the code, params.yaml, and files that agree with one another.
+    """Make a folder as the other stages leave it: the code, params.yaml, and files that match one another.
 
-    The predictions are random and `right` of them are right; `images` are test images and their labels, coloured
-    noise where there are none.
+    The predictions are random; `right` is the share of correct ones. `images` are test images and their labels; colored
+    noise by default.
     """
     rng = np.random.default_rng(0)
     root.mkdir(parents=True, exist_ok=True)
@@ -75,7 +76,7 @@ def make_project(
     nothing = arrays.Split(pixels[:val], split.labels[:val])
     stats = arrays.Stats(list(classes), list(shape), [0.5] * shape[2], [0.25] * shape[2], "0" * 64)
     arrays.write_processed(root / "data" / "processed", {"train": split, "val": nothing, "test": split}, stats)
-    figures.sample_grid(pixels, split.labels, classes, 10).savefig(root / "data" / "samples.png")
+    sample_grid(split, classes, 10).savefig(root / "data" / "samples.png")
     tables.write_csv(
         root / "data" / "predictions" / "test.csv",
         ["image", "actual", "predicted", *(f"p_{name}" for name in classes)],
@@ -123,23 +124,23 @@ def make_project(
     )
     progress = np.linspace(0.5, 1, epochs)
     history = [
-        [i + 1, 0.05, 2 - 1.5 * p, 0.9 * p, *((1.9 - 1.3 * p, 0.88 * p) if val else ("", ""))]
+        [i + 1, 0.05, 1.0, test, 2 - 1.5 * p, 0.9 * p, *((1.9 - 1.3 * p, 0.88 * p) if val else ("", ""))]
         for i, p in enumerate(progress.tolist())
     ]
     tables.write_csv(
         metrics / "history.csv",
-        ["epoch", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy"],
+        ["epoch", "lr", "image_scale", "images", "train_loss", "train_accuracy", "val_loss", "val_accuracy"],
         history,
     )
-    validated = {"val_loss": history[-1][4], "val_accuracy": history[-1][5]} if val else {}
+    validated = {"val_loss": history[-1][6], "val_accuracy": history[-1][7]} if val else {}
     tables.write_json(
         metrics / "train.json",
         {
             "best_epoch": epochs,
             "epochs": epochs,
             "stopped_early": False,
-            "train_loss": history[-1][2],
-            "train_accuracy": history[-1][3],
+            "train_loss": history[-1][4],
+            "train_accuracy": history[-1][5],
             **validated,
             "parameters": 1234567,
         },
@@ -211,7 +212,7 @@ def table_of(page: str, marker: str) -> list[list[str]]:
 
 
 def tiles_of(page: str, section: str) -> list[tuple[int, str, float, str | None, str]]:
-    """(number, predicted, confidence in %, true class where another, right or wrong) of each picture of a section."""
+    """(number, predicted, confidence in %, true class where another, correct or wrong) of each picture of a section."""
     part = page[page.index(f'<section id="{section}">') :].split("</section>")[0]
     tiles = []
     for kind, tile in re.findall(r'<figure class="tile (\w+)">(.*?)</figure>', part, re.DOTALL):
@@ -219,7 +220,7 @@ def tiles_of(page: str, section: str) -> list[tuple[int, str, float, str | None,
         predicted = html.unescape(re.search(r"<strong>(.*?)</strong>", tile)[1])  # type: ignore[index]
         confidence = float(re.search(r"([\d.]+)%", tile)[1])  # type: ignore[index]
         truth = re.search(r"is (.*?)</span>", tile)
-        assert ("✓" in tile, 'aria-label="right"' in tile) == (kind == "right", kind == "right")
+        assert ("✓" in tile, 'aria-label="correct"' in tile) == (kind == "correct", kind == "correct")
         tiles.append((number, predicted, confidence, html.unescape(truth[1]) if truth else None, kind))
     return tiles
 
@@ -248,9 +249,9 @@ def test_headline_figures_are_those_of_the_files(project: Path, page: str) -> No
     assert f"Macro F1 {test['f1_macro']:.2%}" in text
     assert f"Calibration error {test['calibration_error']:.2%}" in text
     assert f"Training time {speed['seconds']} s on AMD EPYC" in text
-    assert f"Training speed {speed['images_per_s']:,.0f} images a second, 73.12% of this device" in text
+    assert f"Training speed {speed['images_per_s']:,.0f} images per second, 73.12% of this device" in text
     assert f"Parameters {train['parameters']:,}" in text
-    assert "learned from 300 images of 10 classes in 10 epochs on AMD EPYC (cpu, bf16), which took 110.2 s" in text
+    assert "was trained on 300 images of 10 classes for 10 epochs, in 110.2 s on AMD EPYC (cpu, bf16)." in text
 
 
 def test_confusion_table_is_that_of_the_file(project: Path, page: str) -> None:
@@ -297,11 +298,11 @@ def test_predictions_are_spread_over_the_test_images_and_marked(project: Path, p
     assert numbers[0] == 0
     assert numbers[-1] == len(rows) - 1
     assert max(np.diff(numbers)) - min(np.diff(numbers)) <= 1
-    assert {kind for *_, kind in tiles} == {"right", "wrong"}
+    assert {kind for *_, kind in tiles} == {"correct", "wrong"}
     for number, predicted, _, truth, kind in tiles:
         row = rows[number]
         assert predicted == row["predicted"]
-        assert (kind, truth) == (("right", None) if row["actual"] == predicted else ("wrong", row["actual"]))
+        assert (kind, truth) == (("correct", None) if row["actual"] == predicted else ("wrong", row["actual"]))
 
 
 def test_pictures_are_the_test_images_pixel_by_pixel(project: Path, page: str) -> None:
@@ -337,8 +338,8 @@ def test_every_parameter_and_version_is_listed(project: Path, page: str) -> None
     for name, version in run["environment"]["versions"].items():
         assert f"{name} {version}" in text
     assert run["mlflow"]["run_id"] in text
-    assert "commit c0ffee0 , with changes, if only of parameters, that the experiment keeps" in text
-    assert "dvc exp apply puffy-daks brings this experiment back" in text
+    assert "commit c0ffee0 with uncommitted changes to code or parameters, which the experiment includes." in text
+    assert "dvc exp apply puffy-daks restores this experiment." in text
     assert f'<a href="{run["mlflow"]["page"]}">puffy-daks</a>' in page
 
 
@@ -366,11 +367,11 @@ def test_one_epoch_two_classes_no_validation_no_mistakes_no_tracking(tmp_path: P
         tmp_path, classes=["cat", "dog"], shape=(48, 120, 3), test=30, epochs=1, val=0, right=1.1, mlflow=False
     )
     text = text_of(rendered(root))
-    assert "in 1 epoch on" in text
-    assert "There was no validation split" in text
-    assert "30 images to train on, 0 to validate, 30 to test." in text
-    assert text.count("No test image was mistaken.") == 2
-    assert "tracking was off" in text
+    assert "for 1 epoch, in" in text
+    assert "There is no validation split." in text
+    assert "30 training, 0 validation and 30 test images." in text
+    assert text.count("No test image is misclassified.") == 2
+    assert "tracking was disabled" in text
 
 
 @pytest.fixture(scope="module")
@@ -388,7 +389,7 @@ def test_hundred_classes_stay_below_three_megabytes(hundred: Path) -> None:
     assert len(page) < 3e6
 
 
-def test_grey_images_and_large_images_are_shown_small(tmp_path: Path) -> None:
+def test_gray_images_and_large_images_are_shown_small(tmp_path: Path) -> None:
     page = rendered(make_project(tmp_path, classes=["a", "b", "c"], shape=(300, 200, 1), test=20, right=0.5))
     source = re.search(r'src="data:image/png;base64,([^"]+)" alt="Test image 0"', page)
     assert source
@@ -407,7 +408,7 @@ def test_class_names_cannot_become_markup(tmp_path: Path) -> None:
     ("seconds", "words"), [(0.04, "0.0 s"), (119.94, "119.9 s"), (725, "12 min 05 s"), (12_000, "3 h 20 min")]
 )
 def test_durations_are_easy_to_read(seconds: float, words: str) -> None:
-    assert duration(seconds) == words
+    assert format_duration(seconds) == words
 
 
 def test_heat_shows_mistakes_beside_a_strong_diagonal() -> None:
@@ -427,95 +428,12 @@ def test_heat_shows_mistakes_beside_a_strong_diagonal() -> None:
             '{"mlflow": null, "tensorboard": null, "environment": 3}',
             "metrics/run.json: environment: must be an object (got 3)",
         ),
-        ("metrics/history.csv", "<<<<<<< HEAD\n1,2\n", "metrics/history.csv: line 2: train_loss: missing"),
-        ("metrics/per_class.csv", "class,precision,recall,f1,images\n", "metrics/per_class.csv: holds no rows"),
-        ("data/predictions/test.csv", "image,actual,predicted\n0,cow,cow\n", "test.csv: damaged, or of other classes"),
-        ("data/predictions/test.csv", "image,actual,predicted,p_cat\n0,cat,cat,0.9\n", "does not fit"),
-        ("data/samples.png", None, "samples.png: not found"),
-        ("data/samples.png", "no picture", "samples.png: not a picture"),
-    ],
-)
-def test_bad_files_are_named_in_one_line(tmp_path: Path, name: str, content: str | None, words: str) -> None:
-    root = make_project(tmp_path, test=40)
-    (root / name).unlink() if content is None else (root / name).write_text(content)
-    with pytest.raises(UserError) as error:
-        read_results(root)
-    assert words in str(error.value)
-    assert "\n" not in str(error.value)
-
-
-def test_stage_fails_in_one_line_and_keeps_the_page(tmp_path: Path) -> None:
-    root = make_project(tmp_path, test=40)
-    (root / "report").mkdir()
-    (root / "report" / "index.html").write_text("yesterday's")
-    (root / "metrics" / "train.json").unlink()
-    done = run_report(root)
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == f"report: {root / 'metrics' / 'train.json'}: not found; `dvc repro` makes it\n"
-    assert (root / "report" / "index.html").read_text() == "yesterday's"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as made:
-        yield made
-
-
-PHONE = {"width": 390, "height": 844}
-
-
-@pytest.fixture(scope="module")
-def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A written report of two classes, one with a long name, and wide images."""
-    names = ["cat", "d" * 60]
-    return with_page(make_project(tmp_path_factory.mktemp("wide"), classes=names, shape=(20, 90, 3), epochs=1, val=0))
-
-
-@pytest.mark.usefixtures("page")
-@pytest.mark.parametrize("name", ["project", "wide", "hundred"])
-def test_browser_draws_all_and_asks_for_nothing(browser: Browser, name: str, request: pytest.FixtureRequest) -> None:
-    root = request.getfixturevalue(name)
-    for size in (PHONE, {"width": 1280, "height": 800}):
-        window, complaints = open_report(browser, root, viewport=size)
-        widths = window.eval_on_selector_all("img", "all => all.map(image => image.naturalWidth)")
-        assert len(widths) > 40
-        assert min(widths) > 0
-        assert complaints == []
-        window.eval_on_selector_all("details", "all => all.forEach(one => one.open = true)")
-        assert window.evaluate("document.documentElement.scrollWidth") <= size["width"]
-        window.close()
-
-
-BLENDED = """
-elements => elements.map(element => {
-    const channels = colour => colour.match(/[0-9.]+/g).map(Number);
-    const layers = [];
-    for (let place = element; place; place = place.parentElement) {
-        const [red, green, blue, alpha = 1] = channels(getComputedStyle(place).backgroundColor);
-        layers.unshift([red, green, blue, alpha]);
-    }
-    const over = (below, [r, g, b, a]) => below.map((channel, i) => channel * (1 - a) + [r, g, b][i] * a);
-    const ground = layers.reduce(over, [0, 0, 0]);
-    return [channels(getComputedStyle(element).color).slice(0, 3), ground];
-})
-"""
-
-
-def luminance(colour: Sequence[float]) -> float:
-    """WCAG's relative luminance of sRGB channels in [0, 255]."""
-    channels = np.asarray(colour) / 255
-    linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
-    return float(linear @ [0.2126, 0.7152, 0.0722])
-
-
-@pytest.mark.usefixtures("page")
-@pytest.mark.parametrize("theme", ["light", "dark"])
-def test_text_stands_out_in_both_themes(browser: Browser, project: Path, theme: Any) -> None:
+        ("metrics/history.csv", "def test_text_has_contrast_in_both_themes(browser: Browser, project: Path, theme: Any) -> None:
     window, _ = open_report(browser, project, color_scheme=theme)
     window.eval_on_selector_all("details", "all => all.forEach(one => one.open = true)")
-    places = "p, a, dt, dd, td, th, caption, strong, figcaption, figcaption span, summary, h1, h2, h3, code"
-    colours = window.eval_on_selector_all(places, BLENDED)
-    contrasts = [(max(map(luminance, pair)) + 0.05) / (min(map(luminance, pair)) + 0.05) for pair in colours]
+    selector = "p, a, dt, dd, td, th, caption, strong, figcaption, figcaption span, summary, h1, h2, h3, code"
+    colors = window.eval_on_selector_all(selector, BLENDED)
+    contrasts = [(max(map(luminance, pair)) + 0.05) / (min(map(luminance, pair)) + 0.05) for pair in colors]
     assert len(contrasts) > 300
     assert min(contrasts) >= 4.5
     window.close()
@@ -530,7 +448,7 @@ def test_dark_mode_is_dark_and_shows_dark_charts(browser: Browser, project: Path
         assert (luminance(body) < 0.05) == (theme == "dark")
         chosen[theme] = window.eval_on_selector_all("img.chart", "all => all.map(image => image.currentSrc)")
         window.close()
-    light, dark = figures.PALETTES["light"].ink, figures.PALETTES["dark"].ink
+    light, dark = charts.PALETTES["light"].text, charts.PALETTES["dark"].text
     assert len(chosen["light"]) == 4
     for in_light, in_dark in zip(chosen["light"], chosen["dark"], strict=True):
         assert light in drawing(in_light)
@@ -542,7 +460,7 @@ def drawing(source: str) -> str:
     return base64.b64decode(source.partition("base64,")[2]).decode()
 
 
-def test_a_name_in_markdown_is_shown_as_it_is() -> None:
-    assert literal("sea lion-2.0") == "sea lion-2.0"
-    assert literal("<script>alert(1)<script> & co") == "&lt;script&gt;alert(1)&lt;script&gt; &amp; co"
-    assert literal("[x](javascript:alert(1)) `b` *c* d_e") == r"\[x\](javascript:alert(1)) \`b\` \*c\* d\_e"
+def test_markdown_shows_an_escaped_name_unchanged() -> None:
+    assert escape_markdown("sea lion-2.0") == "sea lion-2.0"
+    assert escape_markdown("<script>alert(1)<script> & co") == "&lt;script&gt;alert(1)&lt;script&gt; &amp; co"
+    assert escape_markdown("[x](javascript:alert(1)) `b` *c* d_e") == r"\[x\](javascript:alert(1)) \`b\` \*c\* d\_e"

@@ -1,6 +1,5 @@
 """A search with the real Optuna, DVC and MLflow: killed, resumed, with pruned trials, and what it refuses."""
 
-import fcntl
 import json
 import os
 import re
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import optuna
 import pytest
+from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from optuna.trial import FrozenTrial, TrialState
@@ -145,8 +145,7 @@ def test_names_of_existing_experiments_are_refused(searched: Project) -> None:
 
 
 def test_two_searches_at_once_are_refused(searched: Project) -> None:
-    with (searched.root / "tools/search.py").open() as script:
-        fcntl.flock(script, fcntl.LOCK_EX)
+    with FileLock(searched.root / ".dvc/tmp/search.lock"):
         output = searched.run("python", "tools/search.py", status=1)
     assert output == "search: another process runs tools/search.py in this checkout; wait until it ends\n"
 

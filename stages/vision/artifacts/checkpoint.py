@@ -7,10 +7,11 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import torch
+from filelock import Timeout
 
 from vision.core.trainer import State
 from vision.storage.atomic import sync
@@ -33,22 +34,16 @@ def checkpoints(folder: Path, seconds: float | None) -> Iterator["Checkpoints"]:
     if seconds is None:
         yield Checkpoints()
         return
-    try:
-        lock = lock_dir(folder)
-    except BlockingIOError:
-        _tell(f"{folder}: in use by another process that trains the same; this one saves no checkpoints")
-        yield Checkpoints()
-        return
-    except OSError as error:
-        _tell(f"{folder}: cannot be used ({error.strerror}); no checkpoints are saved")
-        yield Checkpoints()
-        return
-    try:
-        yield Checkpoints(folder, seconds)
-    finally:
-        with suppress(OSError):
-            folder.rmdir()  # if there is nothing in it
-        os.close(lock)
+    with ExitStack() as stack:
+        saved = Checkpoints()
+        try:
+            stack.enter_context(lock_dir(folder))
+            saved = Checkpoints(folder, seconds)
+        except Timeout:
+            _tell(f"{folder}: in use by another process that trains the same; this one saves no checkpoints")
+        except OSError as error:
+            _tell(f"{folder}: cannot be used ({error.strerror}); no checkpoints are saved")
+        yield saved
 
 
 class Checkpoints:
@@ -95,8 +90,9 @@ class Checkpoints:
         if self.folder is not None:
             shutil.rmtree(self.folder, ignore_errors=True)
             for other in self.folder.parent.iterdir():
-                with suppress(OSError):
-                    _forget(other)
+                if other.is_dir():
+                    with suppress(OSError):
+                        _forget(other)
             self.folder = None
 
     def _files(self) -> list[Path]:
@@ -146,14 +142,10 @@ def _forget(folder: Path) -> None:
 
     if not is_old():
         return  # unlocked: a training that begins just now is to find it free
-    lock = lock_dir(folder)
-    try:
+    with lock_dir(folder):
         if is_old():
             for path in (*folder.glob("*.pt"), *folder.glob("partial")):
                 path.unlink()
-            folder.rmdir()
-    finally:
-        os.close(lock)
 
 
 def _tell(line: str) -> None:

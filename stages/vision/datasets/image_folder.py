@@ -12,7 +12,7 @@ import numpy as np
 from vision.datasets.decoding import SUFFIXES, decode, run_in_threads
 from vision.pipeline.errors import UserError
 from vision.pipeline.paths import resolve_path
-from vision.pipeline.validation import breaks, printable
+from vision.pipeline.validation import has_control_characters, printable
 from vision.storage.atomic import atomic_directory
 
 SPLITS = {"train", "test"}
@@ -180,7 +180,7 @@ def _find_images(folder: Path, links: bool) -> tuple[list[Path], list[Path]]:
                 _check_no_link(path, folder)
             if not path.is_file():
                 raise UserError(f"{relative} is a special file; remove it")
-            if breaks(str(relative)):
+            if has_control_characters(str(relative)):
                 raise UserError(f"{printable(relative)}: the name has control characters or is not UTF-8; rename it")
             images.append(relative)
     return sorted(images), sorted(others)

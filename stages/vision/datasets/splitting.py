@@ -7,6 +7,7 @@ from sklearn.model_selection import StratifiedKFold
 from sklearn.utils import resample
 
 from vision.pipeline.errors import UserError
+from vision.pipeline.schemas import DatasetMetrics, SplitCounts
 from vision.storage.arrays import SPLITS, Split
 
 FIXED_STATISTICS = {
@@ -155,13 +156,16 @@ def pixel_statistics(images: np.ndarray) -> tuple[list[float], list[float]]:
     return mean, std
 
 
-def count_images(splits: dict[str, Split], classes: list[str]) -> dict[str, object]:
+def count_images(splits: dict[str, Split], classes: list[str]) -> DatasetMetrics:
     """Count the images of each split, in total and by class."""
-    by_class = {name: np.bincount(splits[name].labels, minlength=len(classes)) for name in SPLITS}
-    return {
-        "classes": len(classes),
-        **{name: len(splits[name].labels) for name in SPLITS},
-        "by_class": {
-            title: {name: int(by_class[name][label]) for name in SPLITS} for label, title in enumerate(classes)
+    train, val, test = (np.bincount(splits[name].labels, minlength=len(classes)).tolist() for name in SPLITS)
+    return DatasetMetrics(
+        classes=len(classes),
+        train=sum(train),
+        val=sum(val),
+        test=sum(test),
+        by_class={
+            name: SplitCounts(train=train[label], val=val[label], test=test[label])
+            for label, name in enumerate(classes)
         },
-    }
+    )

@@ -1,1 +1,1 @@
-"""How a stage starts, ends and fails; paths, parameters and progress."""
+"""How a stage starts, ends and fails; errors, paths, parameters, validation and progress."""

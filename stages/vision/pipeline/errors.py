@@ -1,28 +1,47 @@
-"""Errors that a stage reports in one line."""
+"""Errors that a stage reports in one line instead of a traceback."""
 
 import re
 import sys
 from pathlib import Path
 
-_LOWER = {
+DEBUG_HINT = "set VISION_DEBUG=1 for the traceback"
+
+_MEMORY_PARAMETERS = {
     "preprocess": "preprocess.image_size or preprocess.train_limit",
     "train": "train.batch_size, model.image_size or the size of the network",
     "evaluate": "evaluate.batch_size",
 }
-"""What makes a stage need less memory."""
+"""The parameters that determine how much memory a stage needs."""
 
 
 class UserError(Exception):
-    """Something that the user can put right; the message names the file or parameter, what is wrong and what to do."""
+    """A mistake that the user can fix. The message names the file or parameter, what is wrong and what to do."""
+
+
+def error_message(error: BaseException) -> str | None:
+    """Return the message to show in place of a traceback; None for an error that should keep its traceback."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError) and (error.filename is not None or error.errno is not None):
+        # If a copy fails because the disk is full, `filename` is the source and `filename2` the target.
+        return f"{error.filename2 or error.filename or 'system'}: {error.strerror} ({DEBUG_HINT})"
+    if hint := resource_hint(error):
+        return f"{hint} ({DEBUG_HINT})"
+    return None
 
 
 def resource_hint(error: BaseException) -> str | None:
-    """What the user can change where an error comes of a parameter; torch has no classes for most of these."""
-    said = r"OutOfMemory|out of memory|allocate memory|bad_alloc|ALLOC_FAILED|map segment|start new thread"
-    if isinstance(error, MemoryError) or re.search(said, repr(error)):
+    """Return what to change in params.yaml after an error that a parameter can avoid; None for other errors.
+
+    These are lack of memory and a missing deterministic kernel. The messages are compared because torch has no
+    exception classes for most of them.
+    """
+    memory = r"OutOfMemory|out of memory|allocate memory|bad_alloc|ALLOC_FAILED|map segment|start new thread"
+    if isinstance(error, MemoryError) or re.search(memory, repr(error)):
         stage = Path(sys.argv[0]).stem
-        lower = f"lower {_LOWER[stage]} in params.yaml" if stage in _LOWER else "end other programs"
-        return f"out of memory; {lower}"
-    if found := re.match(r"(\S+) does not have a deterministic implementation", str(error)):
-        return f"params.yaml: train.deterministic: there is no deterministic kernel of {found[1]} here; set it to false"
+        if stage in _MEMORY_PARAMETERS:
+            return f"out of memory; lower {_MEMORY_PARAMETERS[stage]} in params.yaml"
+        return "out of memory; close other programs"
+    if match := re.match(r"(\S+) does not have a deterministic implementation", str(error)):
+        return f"params.yaml: train.deterministic: {match[1]} has no deterministic kernel here; set it to false"
     return None

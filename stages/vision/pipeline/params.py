@@ -31,10 +31,10 @@ from vision.pipeline.validation import (
     NonNegativeCount,
     OneLine,
     Positive,
-    all_different,
-    got,
-    place,
-    told,
+    check_unique,
+    format_error,
+    format_input,
+    format_location,
 )
 
 # Upper bounds lie far above every useful value. Beyond them float32 overflows or a figure fills the memory.
@@ -92,7 +92,7 @@ class Download(Section):
 class Preprocess(Section):
     """Selection, size, splits and normalization of the images."""
 
-    classes: Annotated[list[str], Field(min_length=2), AfterValidator(all_different)] | None
+    classes: Annotated[list[str], Field(min_length=2), AfterValidator(check_unique)] | None
     image_size: Annotated[int, Field(ge=8, le=1024)] | None
     test_fraction: Annotated[float, Field(gt=0, le=0.5)]
     val_fraction: Annotated[float, Field(ge=0, le=0.5)]
@@ -316,7 +316,9 @@ def validate_params(document: object, file: str) -> Params:
         errors = validation_error.errors(include_url=False)[:_MAX_ERRORS]
         # A misspelled key is one error, not also a missing key.
         suggestions = {_closest_key(error["loc"]) for error in errors if error["type"] == "extra_forbidden"}
-        errors = [one for one in errors if not (one["type"] == "missing" and place(one["loc"]) in suggestions)]
+        errors = [
+            one for one in errors if not (one["type"] == "missing" and format_location(one["loc"]) in suggestions)
+        ]
         lines = [_format_params_error(error) for error in errors]
         if (hidden := validation_error.error_count() - _MAX_ERRORS) > 0:
             lines.append(f"and {hidden:,} more errors")
@@ -335,20 +337,20 @@ def parameter_names(section: type[BaseModel] = Params, prefix: str = "") -> list
 
 
 def _format_params_error(details: ErrorDetails) -> str:
-    """Like `told`, with the known keys for an unknown one."""
-    location = place(details["loc"])
+    """Like `format_error`, with the known keys for an unknown one."""
+    location = format_location(details["loc"])
     match details["type"]:
         case "extra_forbidden":
             if closest := _closest_key(details["loc"]):
                 return f"{location}: unknown key; did you mean {closest}?"
             return f"{location}: unknown key; known keys: {', '.join(_section_at(details['loc']).model_fields)}"
         case "model_type" | "model_attributes_type":
-            found = got(details["input"])
+            found = format_input(details["input"])
             return f"{location}: must be a section of keys {found}" if location else "must be a mapping of sections"
         case "invalid_key":
             return f"{location}: a key must be a string"
         case _:
-            return told(details)
+            return format_error(details)
 
 
 def _section_at(location: tuple[int | str, ...]) -> type[BaseModel]:
@@ -365,4 +367,4 @@ def _section_at(location: tuple[int | str, ...]) -> type[BaseModel]:
 def _closest_key(location: tuple[int | str, ...]) -> str | None:
     """The location of the known key most similar to the unknown one at `location`; None if none is similar."""
     keys = difflib.get_close_matches(str(location[-1]), _section_at(location).model_fields, n=1, cutoff=0.5)
-    return place((*location[:-1], keys[0])) if keys else None
+    return format_location((*location[:-1], keys[0])) if keys else None

@@ -5,11 +5,11 @@ from pathlib import Path
 from vision.pipeline.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[3]
-"""The checkout that this code belongs to; inside `dvc exp run --temp` it is the experiment's own copy."""
+"""The checkout that this code belongs to. In `dvc exp run --temp` this is the experiment's temporary copy."""
 
 
 def main_root(root: Path) -> Path:
-    """The checkout that lasts: `root`, or the one whose copy it is that `dvc exp run --queue` or `--temp` made."""
+    """Return the main checkout: `root`, or the one that `dvc exp run --queue` or `--temp` copied to `root`."""
     for folder in root.parents:
         if folder.parts[-3:] == (".dvc", "tmp", "exps"):
             return folder.parents[2]
@@ -17,10 +17,10 @@ def main_root(root: Path) -> Path:
 
 
 def resolve_path(path: str) -> Path:
-    """A path as the user wrote it: `~` is a home, and a relative one begins at the checkout.
+    """Resolve a path from params.yaml: expand `~`, and take a relative path from the root of the checkout.
 
     Raises:
-        UserError: there is no such home.
+        UserError: `path` starts with `~name` and there is no such user.
     """
     try:
         return ROOT / Path(path).expanduser()

@@ -1,71 +1,94 @@
-"""How a stage begins, ends and fails: a user's mistake becomes one line and a non-zero exit, never a traceback."""
+"""How a stage starts, runs and ends: an expected error is one line and a non-zero exit status.
+
+A script calls `start_stage()` before its slow imports and `run_stage(main)` at its end. Importing this module changes
+nothing in the process.
+"""
 
 import atexit
-import fcntl
 import gc
 import os
-import resource
+import re
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import NoReturn
 
-from vision.pipeline.errors import UserError, resource_hint
+import psutil
+from filelock import FileLock, Timeout
+
+from vision.pipeline.errors import UserError, error_message
 from vision.pipeline.paths import ROOT
 
-
-def peak_memory() -> float:
-    """The most memory, in MiB, that this process has held in RAM so far."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+_STATUS = Path("/proc/self/status")
 
 
-def run_stage(main: Callable[[], None], interrupted: str = "`dvc repro` begins this stage anew") -> None:
-    """Run `main` as the stage named like its script, and exit with 0, 1 (an error) or 130 (interrupted).
+def start_stage() -> None:
+    """Prepare the process for imports that take seconds; call this first in a script.
 
-    Two processes never run one script of one checkout at once: they would write the same files.
+    During the imports Ctrl-C and lack of memory then print one line. The garbage collector is off until `run_stage`,
+    which makes imports a third faster.
+    """
+    sys.excepthook = _excepthook
+    gc.disable()
+
+
+def run_stage(main: Callable[[], None], resume_hint: str = "`dvc repro` starts this stage again") -> None:
+    """Run `main` as the stage that the script is named after. Exit with status 1 after an error, 130 after Ctrl-C.
+
+    A script does not run twice at once in a checkout, because both processes would write the same files. With
+    VISION_DEBUG=1 in the environment, an error is shown with its traceback.
 
     Args:
-        main: does the work.
-        interrupted: what is told whoever interrupts it.
+        main: the work of the stage.
+        resume_hint: what to do after an interruption; part of the message.
     """
     name = Path(sys.argv[0]).stem
     started = time.perf_counter()
-    # A polite kill unwinds like Ctrl-C, so that temporary files go and the MLflow run is closed.
+    # Handle SIGTERM like Ctrl-C, so that temporary files are removed and the MLflow run is closed.
     signal.signal(signal.SIGTERM, _interrupt)
-    atexit.register(_leave_the_garbage)
-    gc.freeze()  # what was imported stays: later searches for garbage leave it out
+    atexit.register(_skip_final_collection)
+    gc.freeze()  # imported objects live until the end; later collections skip them
     gc.enable()
     try:
-        _lock(Path(sys.argv[0]))
-        main()
-    except UserError as error:
-        _fail(name, str(error), status=1)
+        with _single_process(Path(sys.argv[0])):
+            main()
     except KeyboardInterrupt:
-        _fail(name, f"interrupted; {interrupted}", status=130)
-    except (MemoryError, RuntimeError) as error:
-        advice = resource_hint(error)
-        if advice is None:
+        _print_lines(name, f"interrupted; {resume_hint}")
+        sys.exit(130)
+    except Exception as error:
+        message = error_message(error)
+        if message is None:
             raise
-        _fail(name, advice, status=1)
-    except OSError as error:
-        if error.filename is None and error.errno is None:
-            raise
-        # A copy that fails for want of space names what it copies first, then the file that there is no space for.
-        _fail(name, f"{error.filename2 or error.filename or 'system'}: {error.strerror}", status=1)
+        _print_error(name, message, error)
+        sys.exit(1)
     seconds = time.perf_counter() - started
     print(f"{name}: done in {seconds:.1f} s, peak memory {peak_memory():,.0f} MiB", flush=True)
 
 
+def peak_memory() -> float:
+    """Return the peak resident memory of this process in MiB."""
+    memory = psutil.Process().memory_info()
+    if hasattr(memory, "peak_wset"):  # Windows
+        return memory.peak_wset / 2**20
+    if sys.platform == "linux" and (peak := re.search(r"VmHWM:\s*(\d+) kB", _STATUS.read_text())):
+        return int(peak[1]) / 2**10
+    try:
+        import resource
+    except ImportError:
+        return memory.rss / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
 @contextmanager
 def importing() -> Iterator[None]:
-    """For the block, which imports something large, look for no garbage: a third of the time that imports take.
+    """Turn the garbage collector off while the block imports a large package; imports are a third faster.
 
-    What they make stays, so nothing would be found; and later searches leave it out.
+    Imported objects live until the end, so later collections skip them.
     """
     before = len(sys.modules)
     gc.disable()
@@ -77,49 +100,58 @@ def importing() -> Iterator[None]:
         gc.enable()
 
 
-def _lock(script: Path) -> None:
-    """Lock a script for this process, until that ends in whatever way.
+@contextmanager
+def _single_process(script: Path) -> Iterator[None]:
+    """Hold the lock of a script of this checkout. The lock ends with the process, however that ends.
 
     Raises:
-        UserError: another process has it.
+        UserError: another process holds the lock.
     """
-    if not script.is_file():
+    if not script.is_file():  # python -c
+        yield
         return
+    lock = FileLock(ROOT / ".dvc" / "tmp" / f"{script.stem}.lock", timeout=0, fallback_to_soft=False)
     try:
-        fcntl.flock(os.open(script, os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
         raise UserError(f"another process runs {script} in this checkout; wait until it ends") from None
     except OSError:
-        pass  # a file system that knows no locks
+        pass  # the file system is read-only or has no locks
+    try:
+        yield
+    finally:
+        lock.release()
 
 
-def _leave_the_garbage() -> None:
-    """Python looks for garbage once more before it ends, which takes a second where torch and MLflow are imported."""
+def _skip_final_collection() -> None:
+    """Skip the collection at interpreter exit, which takes a second after torch and MLflow are imported."""
     gc.freeze()
-    if "triton" in sys.modules:  # it would take what is left for leaks, and say so in forty lines
+    if "triton" in sys.modules:  # it would report uncollected objects as leaks, in forty lines on stderr
         sys.stderr.flush()
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
 def _excepthook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    name = Path(sys.argv[0]).stem
     if issubclass(kind, KeyboardInterrupt):
-        print("interrupted", file=sys.stderr)
-    elif advice := resource_hint(error):
-        print(f"{Path(sys.argv[0]).stem}: {advice}", file=sys.stderr)
+        _print_lines(name, "interrupted")
+    elif message := error_message(error):
+        _print_error(name, message, error)
     else:
         sys.__excepthook__(kind, error, trace)
-
-
-sys.excepthook = _excepthook  # for what happens before `run_stage`, while a stage still imports
-if Path(sys.argv[0]).absolute().parent == ROOT / "stages":
-    gc.disable()  # until `run_stage`, as `importing` does
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def _fail(name: str, message: str, status: int) -> NoReturn:
+def _print_error(name: str, message: str, error: BaseException) -> None:
+    if os.environ.get("VISION_DEBUG") == "1":
+        traceback.print_exception(error)
+    _print_lines(name, message)
+
+
+def _print_lines(name: str, message: str) -> None:
     for line in message.splitlines():
         print(f"{name}: {line}", file=sys.stderr, flush=True)
-    sys.exit(status)

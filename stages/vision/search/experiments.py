@@ -18,11 +18,12 @@ from optuna.trial import TrialState
 from tqdm import tqdm
 
 from vision.pipeline.errors import UserError
+from vision.pipeline.formatting import format_value
 from vision.pipeline.params import Params
 from vision.pipeline.paths import ROOT
 from vision.pipeline.progress import bar
 from vision.search.space import suggest
-from vision.search.study import count_finished, format_table, format_value, rank_trials
+from vision.search.study import count_finished, format_table, rank_trials
 from vision.search.trial import trial_environment
 from vision.tracking.run import Run
 
@@ -147,7 +148,7 @@ class TrialRunner:
         else:
             self.study.tell(number, state=TrialState.FAIL)
             reason = f"failed: {find_error(ended.log)}"
-        values = ", ".join(f"{name}={format_value(value)}" for name, value in ended.trial.params.items())
+        values = ", ".join(f"{name}={format_value(value, digits=4)}" for name, value in ended.trial.params.items())
         validated = "" if accuracy is None else f"validation accuracy {accuracy:.2%} at the best epoch, "
         progress_bar.write(f"{ended.name}: {validated}{reason}; {values}")
         if not finished:

@@ -11,6 +11,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from vision.pipeline.errors import UserError
+from vision.pipeline.formatting import format_value
 from vision.pipeline.params import Params, Search
 from vision.pipeline.paths import ROOT, main_root
 from vision.search.space import fixed_parameters
@@ -117,14 +118,9 @@ def format_table(study: optuna.Study, rows: int = 10) -> str:
     for trial in ranked[:rows]:
         accuracy = trial.user_attrs.get("val_accuracy")
         cells = [f"{study.study_name}-{trial.number}", "" if accuracy is None else f"{accuracy:.2%}"]
-        values = [format_value(trial.params.get(name, "")) for name in parameters]
+        values = [format_value(trial.params.get(name, ""), digits=4) for name in parameters]
         lines.append([*cells, trial.user_attrs.get("ended", ""), *values])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def format_value(value: object) -> str:
-    """A parameter's value, floats with four significant digits."""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def format_best(study: optuna.Study) -> str:

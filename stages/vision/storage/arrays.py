@@ -1,8 +1,4 @@
-"""What lies on disk between the stages: uint8 image arrays, class names, statistics, small JSON and CSV files.
-
-Whatever is written appears under its final name whole or not at all, even after a power cut: it is made under a
-temporary name beside it, waited for until the disk has it, and renamed.
-"""
+"""The data that stages pass on: images and labels as NumPy arrays, class names and pixel statistics."""
 
 import hashlib
 import json
@@ -17,7 +13,7 @@ from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
 from vision.pipeline.errors import UserError
-from vision.pipeline.validation import Count, Finite, Positive, all_different
+from vision.pipeline.validation import Count, Finite, Positive, check_unique
 from vision.storage.atomic import atomic_directory
 from vision.storage.tables import read_json, write_json
 
@@ -26,33 +22,32 @@ SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class Split:
-    """Labelled images: `images` uint8 [N, H, W, C]; `labels` [N], each an index into the class names.
+    """Labeled images: `images` uint8 [N, H, W, C]; `labels` [N], indices into the class names.
 
-    Labels are uint8, or uint16 where there are more than 256 classes.
+    Labels are uint8, or uint16 if there are more than 256 classes.
     """
 
     images: np.ndarray
     labels: np.ndarray
 
 
-Names = Annotated[list[str], Field(min_length=2, max_length=2**16), AfterValidator(all_different)]
+ClassNames = Annotated[list[str], Field(min_length=2, max_length=2**16), AfterValidator(check_unique)]
 
 
 @dataclass(frozen=True)
 class ImageSpec:
-    """What images are, for whoever looks at them.
+    """The class names in the order of the labels, the shape [H, W, C] of an image, and how pixels are normalized.
 
-    `classes` are the names in the order of the labels; `image_shape` is [H, W, C]; `mean` and `std` are what pixels in
-    [0, 1] are normalised with, one figure a channel.
+    `mean` and `std` have one value per channel, for pixels in [0, 1].
     """
 
-    classes: Names
+    classes: ClassNames
     image_shape: Annotated[list[Count], Field(min_length=3, max_length=3)]
     mean: list[Finite]
     std: list[Positive]
 
     def __post_init__(self) -> None:
-        """Raises PydanticCustomError, a ValueError, where there is not one figure a channel."""
+        """Raise PydanticCustomError, a ValueError, unless `mean` and `std` have one value per channel."""
         channels = self.image_shape[2]
         if not channels == len(self.mean) == len(self.std):
             context = {"channels": channels}
@@ -63,10 +58,10 @@ class ImageSpec:
 
 @dataclass(frozen=True)
 class Stats(ImageSpec):
-    """What the arrays mean.
+    """stats.json.
 
-    `split_digest` is the SHA-256 of the indices of the training and validation images. `test_files` are the files of
-    the test images, in their order, by their path in data/raw; None if they have none.
+    `split_digest` is the SHA-256 of the indices of the training and validation images. `test_files` are the paths of
+    the test images in data/raw, in their order; None if data/raw holds arrays.
     """
 
     split_digest: str
@@ -74,7 +69,7 @@ class Stats(ImageSpec):
 
 
 def write_raw(directory: Path, train: Split, test: Split, classes: Sequence[str]) -> None:
-    """Write the output of the download stage; `read_raw` reads it back."""
+    """Write the output of the download stage."""
     with atomic_directory(directory) as folder:
         _save_split(folder, "train", train)
         _save_split(folder, "test", test)
@@ -85,20 +80,20 @@ def read_raw(directory: Path) -> tuple[Split, Split, list[str]]:
     """Read the training split, the test split and the class names that `write_raw` wrote.
 
     Raises:
-        UserError: a file is missing or damaged, or they do not belong together.
+        UserError: a file is missing or damaged, or the files do not match.
     """
-    classes = cast(list[str], read_json(directory / "classes.json", Names))
+    classes = cast(list[str], read_json(directory / "classes.json", ClassNames))
     train, test = (read_split(directory, name, len(classes)) for name in ("train", "test"))
     if missing := set(range(len(classes))) - set(np.unique(train.labels).tolist()):
         path, name = directory / "train_labels.npy", classes[min(missing)]
-        raise UserError(f"{path}: holds no image of class {name!r}; delete it and run `dvc repro`")
+        raise UserError(f"{path}: has no image of class {name!r}; delete it and run `dvc repro`")
     return train, test, classes
 
 
 def write_processed(directory: Path, splits: dict[str, Split], stats: Stats) -> None:
-    """Write the output of the preprocess stage: one split for each name of `SPLITS`, and stats.json.
+    """Write the output of the preprocess stage: one split for each name in `SPLITS`, and stats.json.
 
-    The latter holds its own SHA-256, as what is wrong in it could be seen in nothing else.
+    stats.json includes a SHA-256 of its content, because nothing else would reveal a changed value.
     """
     with atomic_directory(directory) as folder:
         for name in SPLITS:
@@ -111,46 +106,52 @@ def read_stats(directory: Path) -> Stats:
     """Read stats.json.
 
     Raises:
-        UserError: it is missing, or not as the preprocess stage wrote it.
+        UserError: the file is missing, or was changed after the preprocess stage wrote it.
     """
     path = directory / "stats.json"
     stats, document = read_json(path, Stats), read_json(path)
     if document.pop("sha256", None) != _sha256(document):
-        raise UserError(f"{path}: not as the preprocess stage wrote it; delete it and run `dvc repro`")
+        raise UserError(f"{path}: changed after the preprocess stage wrote it; delete it and run `dvc repro`")
     return stats
 
 
 def read_split(
-    directory: Path, name: str, classes: int, image_shape: Sequence[int] | None = None, mapped: bool = True
+    directory: Path, name: str, classes: int, image_shape: Sequence[int] | None = None, memory_map: bool = True
 ) -> Split:
-    """Read one split, memory-mapped, so that what is not looked at is not loaded, or whole.
+    """Read one split.
 
     Args:
-        directory: where it lies.
-        name: one of `SPLITS`; all but "val" hold images.
-        classes: how many; every label is less.
-        image_shape: [H, W, C] that is wanted of the images; None is any with the three channels of RGB.
-        mapped: rather than whole.
+        directory: data/raw or data/processed.
+        name: one of `SPLITS`; only "val" may be empty.
+        classes: the number of classes; every label must be less.
+        image_shape: the required shape [H, W, C] of the images; None accepts any RGB images.
+        memory_map: map the files instead of loading them, so that only what is accessed is read.
 
     Raises:
-        UserError: a file is missing, damaged, or not what `Split` says.
+        UserError: a file is missing or damaged, or its content does not match the arguments.
     """
-    images = _load_array(directory / f"{name}_images.npy", mapped, np.uint8)
+    images = _load_array(directory / f"{name}_images.npy", memory_map, np.uint8)
     path = directory / f"{name}_labels.npy"
-    labels = _load_array(path, mapped, np.uint8, np.uint16)
+    labels = _load_array(path, memory_map, np.uint8, np.uint16)
     if images.ndim != 4 or labels.ndim != 1 or len(images) != len(labels):
-        raise UserError(f"{directory}: the {name} images {images.shape} and labels {labels.shape} do not fit together")
-    wanted = [*images.shape[1:3], 3] if image_shape is None else list(image_shape)
-    if list(images.shape[1:]) != wanted or 0 in wanted:
-        sizes = f"{list(images.shape[1:])}, not of {wanted}"
-        raise UserError(f"{directory / f'{name}_images.npy'}: holds images of {sizes}; delete it and run `dvc repro`")
+        raise UserError(f"{directory}: the {name} images {images.shape} and labels {labels.shape} do not match")
+    expected = [*images.shape[1:3], 3] if image_shape is None else list(image_shape)
+    if list(images.shape[1:]) != expected or 0 in expected:
+        path = directory / f"{name}_images.npy"
+        shapes = f"{list(images.shape[1:])}, expected {expected}"
+        raise UserError(f"{path}: has images of shape {shapes}; delete it and run `dvc repro`")
     if name != "val" and not len(labels):
-        raise UserError(f"{path}: holds no images; delete it and run `dvc repro`")
+        raise UserError(f"{path}: has no images; delete it and run `dvc repro`")
     if len(labels) and labels.max() >= classes:
         raise UserError(
-            f"{path}: holds the label {labels.max()}, but there are {classes} classes; delete it and run `dvc repro`"
+            f"{path}: has the label {labels.max()}, but there are {classes} classes; delete it and run `dvc repro`"
         )
     return Split(images, labels)
+
+
+def evenly_spaced(total: int, count: int) -> np.ndarray:
+    """Return up to `count` distinct indices below `total`, int [min(total, count)], evenly spaced and ascending."""
+    return np.linspace(0, total - 1, min(total, count)).round().astype(int)
 
 
 def _save_split(folder: Path, name: str, split: Split) -> None:
@@ -159,29 +160,29 @@ def _save_split(folder: Path, name: str, split: Split) -> None:
 
 
 def _save_array(path: Path, array: np.ndarray) -> None:
-    """Write the bytes that np.save writes, which itself says nothing where the disk does not take the last few kB."""
+    """Write the same bytes as np.save, which does not report a disk that is full when the last few kB are written."""
     array = np.ascontiguousarray(array)
     with path.open("wb") as file:
         np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
         file.write(array.data)
 
 
-def _load_array(path: Path, mapped: bool, *dtypes: type[np.generic]) -> np.ndarray:
+def _load_array(path: Path, memory_map: bool, *dtypes: type[np.generic]) -> np.ndarray:
     try:
-        with warnings.catch_warnings(action="ignore"):  # of sizes that overflow, which is an error anyway
+        with warnings.catch_warnings(action="ignore"):  # about sizes that overflow; these raise as well
             array = np.lib.format.open_memmap(path, mode="r")
-        if not mapped:  # now that the file is known to hold what its header says
+        if not memory_map:  # the file is now known to be as long as its header says
             array = np.load(path, allow_pickle=False)
     except FileNotFoundError:
         raise UserError(f"{path}: not found; `dvc repro` makes it") from None
     except OSError:
         raise
-    except Exception as error:  # a damaged header is parsed as Python, which can raise nearly anything
+    except Exception as error:  # numpy parses the header as Python, so a damaged one can raise any exception
         reason = (str(error) or type(error).__name__).partition("\n")[0][:100]
         raise UserError(f"{path}: damaged ({reason}); delete it and run `dvc repro`") from None
     if array.dtype not in dtypes:
-        wanted = " or ".join(dtype.__name__ for dtype in dtypes)
-        raise UserError(f"{path}: holds {array.dtype}, not {wanted}; delete it and run `dvc repro`")
+        expected = " or ".join(dtype.__name__ for dtype in dtypes)
+        raise UserError(f"{path}: has dtype {array.dtype}, expected {expected}; delete it and run `dvc repro`")
     return array
 
 

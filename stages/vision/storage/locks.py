@@ -1,35 +1,29 @@
-"""What a file system does only when asked: a folder for one process alone, and names that outlast a power cut."""
+"""Locks on directories."""
 
-import fcntl
-import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from filelock import FileLock
 
-def lock_dir(folder: Path, wait: bool = False) -> int:
-    """Make the folder if need be, and open it as this process's alone, until the handle is closed or the process ends.
 
-    Args:
-        folder: what is to be locked.
-        wait: for the process that has it.
+@contextmanager
+def lock_dir(folder: Path) -> Iterator[None]:
+    """Create a directory and hold its lock during the block; afterwards remove the directory if it is empty.
 
-    Returns:
-        The handle.
+    The lock is the file `<folder>.lock` beside the directory. It is free again when the process ends, however it ends.
 
     Raises:
-        BlockingIOError: another process has it, and it is not to be waited for.
-        OSError: it cannot be made or locked.
+        filelock.Timeout: another process holds the lock.
+        OSError: the directory or the lock file cannot be created.
     """
-    while True:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder, os.O_RDONLY)
+    lock = FileLock(folder.with_name(f"{folder.name}.lock"), timeout=0, fallback_to_soft=False)
+    with lock:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            # A process that was done may have removed it in between.
-            if os.path.samestat(os.stat(folder), os.fstat(handle)):
-                return handle
-        except FileNotFoundError:
-            pass
-        except BaseException:
-            os.close(handle)
-            raise
-        os.close(handle)
+            folder.mkdir(parents=True, exist_ok=True)
+            yield
+        finally:
+            with suppress(OSError):
+                folder.rmdir()
+            with suppress(OSError):  # on Windows filelock removes the file when it releases the lock
+                Path(lock.lock_file).unlink()

@@ -2,37 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from pydantic import Field
-from typing_extensions import TypedDict
-
-from vision.pipeline.validation import Line
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import nn
-
-
-class MlflowRecord(TypedDict):
-    """What finds a run in MLflow again, and what is told of it."""
-
-    run_id: Annotated[str, Field(pattern=r"^\w+$", max_length=100)]
-    experiment_id: Annotated[str, Field(pattern=r"^\w+$", max_length=100)]
-    tracking_uri: Line
-    page: Annotated[Line, Field(pattern=r"^https?://")]
-    name: Line
-    commit: str
-    dirty: str
-    apply: str
-
-
-class Record(TypedDict):
-    """What metrics/run.json says of the MLflow run and TensorBoard's folder; None is for what was off."""
-
-    mlflow: MlflowRecord | None
-    tensorboard: Annotated[Line, Field(pattern=r"^tensorboard/[^/]+$")] | None
 
 
 class Run:

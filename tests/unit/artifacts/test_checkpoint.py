@@ -203,7 +203,7 @@ def test_a_place_that_cannot_be_written_to(tmp_path: Path, capfd: pytest.Capture
     with checkpoints(tmp_path / "checkpoints/0123", 60) as saved:
         save(saved, 1)
     (line,) = capfd.readouterr().err.splitlines()
-    assert line.endswith("checkpoints/0123: cannot be used (Not a directory); no checkpoints are saved")
+    assert line.endswith("checkpoints/0123: cannot be used (File exists); no checkpoints are saved")
 
 
 SAVING = """

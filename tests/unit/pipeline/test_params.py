@@ -91,7 +91,7 @@ def space(**bounds: object) -> dict[str, object]:
         (
             "preprocess",
             {"classes": ["cat", "cat"]},
-            "params.yaml: preprocess.classes: must have no name twice (got ['cat', 'cat'])",
+            "params.yaml: preprocess.classes: must have unique names (got ['cat', 'cat'])",
         ),
         ("preprocess", {"train_limit": 0}, "params.yaml: preprocess.train_limit: must be greater than or equal to 1"),
         (
@@ -111,7 +111,7 @@ def space(**bounds: object) -> dict[str, object]:
         ),
         ("model", {"name": "../x"}, "params.yaml: model.name: must match pattern '^[a-z0-9_]+$' (got '../x')"),
         ("tracking", {"enabled": "yes"}, "params.yaml: tracking.enabled: must be a valid boolean (got 'yes')"),
-        ("download", {"source": ""}, "params.yaml: download.source: must have more than blanks (got '')"),
+        ("download", {"source": ""}, "params.yaml: download.source: must not be blank (got '')"),
         (
             "download",
             {"dataset": "mnist"},

@@ -1,46 +1,81 @@
-"""A folder for one alone; that names outlast a power cut cannot be tried here, only that they are waited for."""
-
-import os
-import threading
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from filelock import Timeout
 
-from vision.storage.atomic import sync
+from vision.pipeline.paths import ROOT
 from vision.storage.locks import lock_dir
 
 
-def test_a_folder_is_made_and_nobody_else_can_have_it(tmp_path: Path) -> None:
+def test_the_directory_is_created_and_locked(tmp_path: Path) -> None:
     folder = tmp_path / "a" / "b"
-    handle = lock_dir(folder)
-    assert folder.is_dir()
-    with pytest.raises(BlockingIOError):
-        lock_dir(folder)
-    os.close(handle)
-    os.close(lock_dir(folder))
+    with lock_dir(folder):
+        assert folder.is_dir()
+        with pytest.raises(Timeout), lock_dir(folder):
+            pass
+        assert folder.is_dir(), "the holder's directory stays"
+        (folder / "file").touch()
+    with lock_dir(folder):
+        assert (folder / "file").exists()
+    assert [path.name for path in folder.parent.iterdir()] == ["b"]
 
 
-def test_whoever_waits_for_a_folder_that_is_removed_gets_the_one_of_its_name(tmp_path: Path) -> None:
-    folder = tmp_path / "a"
-    handle, got = lock_dir(folder), []
-    waiting = threading.Thread(target=lambda: got.append(lock_dir(folder, wait=True)))
-    waiting.start()
-    waiting.join(timeout=0.3)
-    assert not got, "it waits"
-    folder.rmdir()
-    os.close(handle)
-    waiting.join(timeout=30)
-    assert os.path.samestat(folder.stat(), os.fstat(got[0]))
-    os.close(got[0])
+def test_an_empty_directory_is_removed_even_after_an_error(tmp_path: Path) -> None:
+    with pytest.raises(KeyError), lock_dir(tmp_path / "a"):
+        raise KeyError
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_what_cannot_be_had_is_an_error_and_no_handle_stays_open(tmp_path: Path) -> None:
+def test_a_directory_that_cannot_be_created_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    before = len(os.listdir("/dev/fd"))
-    with pytest.raises(OSError, match="file"):
-        lock_dir(tmp_path / "file")
-    with pytest.raises(FileNotFoundError, match="missing"):
-        sync(tmp_path / "missing")
-    sync(tmp_path / "file")
-    sync(tmp_path)
-    assert len(os.listdir("/dev/fd")) == before
+    with pytest.raises(FileExistsError), lock_dir(tmp_path / "file"):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
+    folder = tmp_path / "a"
+    code = f"""
+import sys
+sys.path.insert(0, {str(ROOT / "stages")!r})
+from pathlib import Path
+from vision.storage.locks import lock_dir
+with lock_dir(Path({str(folder)!r})):
+    print("locked", flush=True)
+    sys.stdin.readline()
+"""
+    holder = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    with holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"locked\n"
+        with pytest.raises(Timeout), lock_dir(folder):
+            pass
+        holder.kill()
+    with lock_dir(folder):
+        assert folder.is_dir()
+
+
+def test_no_two_hold_the_lock_while_others_remove_the_directory(tmp_path: Path) -> None:
+    folder, holders, mistakes = tmp_path / "a", [], []
+
+    def hold(number: int) -> int:
+        held = 0
+        while held < 50:
+            try:
+                with lock_dir(folder):
+                    holders.append(number)
+                    if holders != [number] or not folder.is_dir():
+                        mistakes.append(list(holders))
+                    holders.remove(number)
+                    held += 1
+            except Timeout:
+                pass
+        return held
+
+    with ThreadPoolExecutor(4) as pool:
+        assert sum(pool.map(hold, range(4))) == 200
+    assert mistakes == []
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,137 @@
+"""The content of each file in metrics/, one model per file or per row of a table.
+
+The stage that writes a file constructs the model, and the stages that read it validate against it. A field that is not
+set is left out of a JSON file; a field that is None is `null` in JSON and an empty cell in CSV.
+
+data/processed/stats.json is described by `arrays.Stats`, models/model.json by `artifacts.trained_model.Description`.
+"""
+
+from typing import Annotated
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from vision.pipeline.validation import Count, Finite, Line, NonNegative, NonNegativeCount, Positive, Share
+
+_EmptyAsNone = BeforeValidator(lambda cell: None if cell == "" else cell)
+
+
+class _Schema(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+class SplitCounts(_Schema):
+    """The number of images in each split."""
+
+    train: NonNegativeCount
+    val: NonNegativeCount
+    test: NonNegativeCount
+
+
+class DatasetMetrics(_Schema):
+    """metrics/dataset.json: the number of images in each split, in total and by class."""
+
+    classes: Count
+    train: NonNegativeCount
+    val: NonNegativeCount
+    test: NonNegativeCount
+    by_class: dict[str, SplitCounts]
+
+
+class TrainMetrics(_Schema):
+    """metrics/train.json: the best epoch. Losses are in nats; `val_*` are absent if there is no validation split."""
+
+    best_epoch: Count
+    epochs: Count
+    stopped_early: bool
+    train_loss: Finite
+    train_accuracy: Share
+    val_loss: Finite | None = None
+    val_accuracy: Share | None = None
+    parameters: Count
+
+
+class SpeedMetrics(_Schema):
+    """metrics/speed.json: how fast the training was. `share_of_peak` is the part of the measured `peak_tflops`."""
+
+    seconds: NonNegative
+    images_per_s: Positive
+    share_of_peak: NonNegative
+    peak_tflops: Positive
+
+
+class TestMetrics(_Schema):
+    """metrics/test.json: the scores on the test split, computed by `evaluation.scores`."""
+
+    accuracy: Share
+    top5_accuracy: Share
+    cross_entropy: Finite
+    precision_macro: Share
+    recall_macro: Share
+    f1_macro: Share
+    calibration_error: Share
+    accuracy_one_view: Share
+
+
+class HistoryRow(_Schema):
+    """A row of metrics/history.csv: one epoch. Fields as in `core.loop.EpochMetrics`."""
+
+    epoch: Count
+    lr: NonNegative
+    image_scale: Positive
+    images: Count
+    train_loss: Finite
+    train_accuracy: Share
+    val_loss: Annotated[Finite | None, _EmptyAsNone]
+    val_accuracy: Annotated[Share | None, _EmptyAsNone]
+
+
+class ClassScores(_Schema):
+    """A row of metrics/per_class.csv: the scores of one class on the test split."""
+
+    name: str = Field(validation_alias="class", serialization_alias="class")
+    precision: Share
+    recall: Share
+    f1: Share
+    images: NonNegativeCount
+
+
+class CalibrationBin(_Schema):
+    """A row of metrics/calibration.csv: the test images with a confidence in (confidence_from, confidence_to]."""
+
+    confidence_from: Share
+    confidence_to: Share
+    images: Count
+    confidence: Share
+    accuracy: Share
+
+
+class Environment(_Schema):
+    """The device and software that a model was trained with. The report lists further fields as they are."""
+
+    model_config = ConfigDict(extra="allow")
+
+    device: Line
+    device_name: str
+    precision: Line
+    versions: dict[str, str]
+
+
+class MlflowRecord(_Schema):
+    """The MLflow run of a model, and where its code comes from."""
+
+    run_id: Annotated[str, Field(pattern=r"^\w+$", max_length=100)]
+    experiment_id: Annotated[str, Field(pattern=r"^\w+$", max_length=100)]
+    tracking_uri: Line
+    page: Annotated[Line, Field(pattern=r"^https?://")]
+    name: Line
+    commit: str
+    dirty: str
+    apply: str
+
+
+class RunRecord(_Schema):
+    """metrics/run.json: the MLflow run and TensorBoard folder of a model (None if disabled), and its environment."""
+
+    mlflow: MlflowRecord | None
+    tensorboard: Annotated[Line, Field(pattern=r"^tensorboard/[^/]+$")] | None
+    environment: Environment
