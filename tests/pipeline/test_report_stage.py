@@ -428,7 +428,90 @@ def test_heat_shows_mistakes_beside_a_strong_diagonal() -> None:
             '{"mlflow": null, "tensorboard": null, "environment": 3}',
             "metrics/run.json: environment: must be an object (got 3)",
         ),
-        ("metrics/history.csv", "def test_text_has_contrast_in_both_themes(browser: Browser, project: Path, theme: Any) -> None:
+        ("metrics/history.csv", "<<<<<<< HEAD\n1,2\n", "metrics/history.csv: line 2: epoch: missing"),
+        ("metrics/per_class.csv", "class,precision,recall,f1,images\n", "metrics/per_class.csv: has no rows"),
+        ("data/predictions/test.csv", "image,actual,predicted\n0,cow,cow\n", "test.csv: damaged, or of other classes"),
+        ("data/predictions/test.csv", "image,actual,predicted,p_cat\n0,cat,cat,0.9\n", "does not match"),
+        ("data/samples.png", None, "samples.png: not found"),
+        ("data/samples.png", "no picture", "samples.png: not a picture"),
+    ],
+)
+def test_bad_files_are_named_in_one_line(tmp_path: Path, name: str, content: str | None, words: str) -> None:
+    root = make_project(tmp_path, test=40)
+    (root / name).unlink() if content is None else (root / name).write_text(content)
+    with pytest.raises(UserError) as error:
+        read_results(root)
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_stage_fails_in_one_line_and_keeps_the_page(tmp_path: Path) -> None:
+    root = make_project(tmp_path, test=40)
+    (root / "report").mkdir()
+    (root / "report" / "index.html").write_text("yesterday's")
+    (root / "metrics" / "train.json").unlink()
+    done = run_report(root)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"report: {root / 'metrics' / 'train.json'}: not found; `dvc repro` makes it\n"
+    assert (root / "report" / "index.html").read_text() == "yesterday's"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as made:
+        yield made
+
+
+PHONE = {"width": 390, "height": 844}
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A written report of two classes, one with a long name, and wide images."""
+    names = ["cat", "d" * 60]
+    return with_page(make_project(tmp_path_factory.mktemp("wide"), classes=names, shape=(20, 90, 3), epochs=1, val=0))
+
+
+@pytest.mark.usefixtures("page")
+@pytest.mark.parametrize("name", ["project", "wide", "hundred"])
+def test_browser_draws_all_and_asks_for_nothing(browser: Browser, name: str, request: pytest.FixtureRequest) -> None:
+    root = request.getfixturevalue(name)
+    for size in (PHONE, {"width": 1280, "height": 800}):
+        window, complaints = open_report(browser, root, viewport=size)
+        widths = window.eval_on_selector_all("img", "all => all.map(image => image.naturalWidth)")
+        assert len(widths) > 40
+        assert min(widths) > 0
+        assert complaints == []
+        window.eval_on_selector_all("details", "all => all.forEach(one => one.open = true)")
+        assert window.evaluate("document.documentElement.scrollWidth") <= size["width"]
+        window.close()
+
+
+BLENDED = """
+elements => elements.map(element => {
+    const channels = color => color.match(/[0-9.]+/g).map(Number);
+    const layers = [];
+    for (let node = element; node; node = node.parentElement) {
+        const [red, green, blue, alpha = 1] = channels(getComputedStyle(node).backgroundColor);
+        layers.unshift([red, green, blue, alpha]);
+    }
+    const over = (below, [r, g, b, a]) => below.map((channel, i) => channel * (1 - a) + [r, g, b][i] * a);
+    const background = layers.reduce(over, [0, 0, 0]);
+    return [channels(getComputedStyle(element).color).slice(0, 3), background];
+})
+"""
+
+
+def luminance(color: Sequence[float]) -> float:
+    """WCAG's relative luminance of sRGB channels in [0, 255]."""
+    channels = np.asarray(color) / 255
+    linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+    return float(linear @ [0.2126, 0.7152, 0.0722])
+
+
+@pytest.mark.usefixtures("page")
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_text_has_contrast_in_both_themes(browser: Browser, project: Path, theme: Any) -> None:
     window, _ = open_report(browser, project, color_scheme=theme)
     window.eval_on_selector_all("details", "all => all.forEach(one => one.open = true)")
     selector = "p, a, dt, dd, td, th, caption, strong, figcaption, figcaption span, summary, h1, h2, h3, code"
