@@ -1,4 +1,4 @@
-"""A headless Chromium that opens a report."""
+"""Open a report in a headless Chromium."""
 
 import shutil
 from collections.abc import Iterator
@@ -12,10 +12,10 @@ from playwright.sync_api import Browser, Dialog, Page, sync_playwright
 
 @contextmanager
 def chromium() -> Iterator[Browser]:
-    """Start the browser; skip the test if it is not installed."""
+    """Start a browser; skip the test if Chromium is not installed."""
     program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if program is None:
-        pytest.skip("Chromium is not installed")
+        pytest.skip("no Chromium on this machine")
     quiet = ["disable-background-networking", "disable-component-update", "disable-sync", "no-first-run"]
     arguments = [f"--{name}" for name in ("no-sandbox", "disable-gpu", "disable-quic", *quiet)]
     with sync_playwright() as playwright:
@@ -25,25 +25,21 @@ def chromium() -> Iterator[Browser]:
 
 
 def open_report(browser: Browser, root: Path, **settings: Any) -> tuple[Page, list[str]]:
-    """Open the report below `root` in a new window.
-
-    Returns:
-        The window, and a list that collects console messages, errors, dialogs and requests beyond the file.
-    """
-    messages: list[str] = []
+    """Open a report in a new window; returns the page, and its errors, dialogs and requests to other addresses."""
+    problems: list[str] = []
     address = (root / "report" / "index.html").as_uri()
 
     def dismiss(dialog: Dialog) -> None:
-        messages.append(f"dialog: {dialog.message}")
+        problems.append(f"dialog: {dialog.message}")
         dialog.dismiss()
 
     window = browser.new_page(**settings)
     window.on("dialog", dismiss)
-    window.on("console", lambda message: messages.append(message.text))
-    window.on("pageerror", lambda error: messages.append(str(error)))
+    window.on("console", lambda message: problems.append(message.text))
+    window.on("pageerror", lambda error: problems.append(str(error)))
     window.on(
         "request",
-        lambda request: None if request.url.startswith((address, "data:")) else messages.append(request.url),
+        lambda request: None if request.url.startswith((address, "data:")) else problems.append(request.url),
     )
     window.goto(address)
-    return window, messages
+    return window, problems

@@ -28,7 +28,7 @@ def read_only(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def filled(folder: Path, free: int) -> Iterator[None]:
+def fill_disk(folder: Path, free: int) -> Iterator[None]:
     """Fill a small disk during the block, except for `free` bytes."""
     ballast = folder / "ballast"
     with ballast.open("wb") as file:
@@ -58,7 +58,7 @@ def _mounted(folder: Path, *options: str) -> Iterator[None]:
     try:
         done = subprocess.run(["mount", *options, str(folder)], capture_output=True, text=True)
     except FileNotFoundError:
-        pytest.skip("this system has no `mount`")
+        pytest.skip("`mount` is not available")
     if done.returncode:
         pytest.skip(f"cannot mount a file system: {done.stderr.strip()}")
     try:

@@ -35,7 +35,7 @@ class OfficialSet:
     test_labels: np.ndarray
 
     def batches(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """Images and labels by the name of the batch."""
+        """Images and labels of each official batch."""
         parts = zip(np.split(self.train_images, 5), np.split(self.train_labels, 5), strict=True)
         train = {f"data_batch_{number}": part for number, part in enumerate(parts, start=1)}
         return {**train, "test_batch": (self.test_images, self.test_labels)}
@@ -161,7 +161,7 @@ _Pickler: Any = pickle._Pickler
 
 
 class _Python2Pickler(_Pickler):
-    dispatch = dict(_Pickler.dispatch)  # noqa: RUF012 - the base class's own way
+    dispatch = dict(_Pickler.dispatch)  # noqa: RUF012 - as in the base class
 
     def save_string(self, value: str | bytes) -> None:
         content = value.encode("latin1") if isinstance(value, str) else value

@@ -1,4 +1,4 @@
-"""Processes that do something at the same moment."""
+"""Processes that start work at the same moment."""
 
 import subprocess
 import sys
@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from vision.pipeline.paths import ROOT
 
 
-def at_once(commands: Sequence[Sequence[str]]) -> None:
-    """Run Python code, each with its arguments, in a process of its own; all begin when all are ready, and end well.
+def run_concurrently(commands: Sequence[Sequence[str]]) -> None:
+    """Run each command, Python code and its arguments, in its own process; all start together and must succeed.
 
-    The code prints "ready" when it has imported what it needs, and waits for a line.
+    The code must import what it needs, print "ready", and then wait for a line on standard input.
     """
     pipe = subprocess.PIPE
     environment = {"PYTHONPATH": str(ROOT / "stages"), "PATH": "", "MLFLOW_LOGGING_LEVEL": "CRITICAL"}

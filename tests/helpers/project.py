@@ -1,4 +1,4 @@
-"""A temporary clone of this project with a small data set in the official format, run by the real DVC."""
+"""A temporary clone of this project, with a small data set in the official format."""
 
 import csv
 import json
@@ -17,13 +17,13 @@ import official_formats
 from merging import deep_merge
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-NEVER_ALIKE = {"metrics/run.json", "metrics/speed.json", "report/index.html"}
-"""What names a run or holds times."""
+NOT_REPRODUCIBLE = {"metrics/run.json", "metrics/speed.json", "report/index.html"}
+"""Outputs that name a run or hold times."""
 
 
 @dataclass(frozen=True)
 class Project:
-    """A checkout to run commands in; its own user directories, so that nothing outside it is read or written."""
+    """A checkout to run commands in, with its own user directories: nothing outside it is read or written."""
 
     root: Path
     home: Path
@@ -55,7 +55,7 @@ class Project:
         )
 
     def run(self, *command: str, status: int = 0, timeout: float = 300) -> str:
-        """Run a command to its end, which is to come within so many seconds, and give all that it printed."""
+        """Run a command and return its output; fails on another exit status or after `timeout` seconds."""
         process = self.start(*command)
         output, _ = process.communicate(timeout=timeout)
         assert process.returncode == status, output
@@ -69,7 +69,7 @@ class Project:
         """Change params.yaml."""
         path = self.root / "params.yaml"
         document = deep_merge(yaml.safe_load(path.read_text()), sections)
-        # Another file: one of the same size and second Git may take for the one that it knows.
+        # Git could take a rewritten file of the same size and time for unchanged, so write a new one.
         changed = path.with_suffix(".changed")
         changed.write_text(yaml.safe_dump(document, sort_keys=False))
         changed.replace(path)
@@ -85,14 +85,14 @@ class Project:
         """The stages of dvc.lock."""
         return yaml.safe_load((self.root / "dvc.lock").read_text())["stages"]
 
-    def lasting(self, *stages: str) -> dict[str, str]:
-        """The hashes in dvc.lock of what these stages make alike whenever they do the same."""
+    def output_hashes(self, *stages: str) -> dict[str, str]:
+        """The hashes in dvc.lock of all outputs of these stages that are reproducible."""
         outs = [out for stage in stages for out in self.lock()[stage]["outs"]]
-        return {out["path"]: out["md5"] for out in outs if out["path"] not in NEVER_ALIKE}
+        return {out["path"]: out["md5"] for out in outs if out["path"] not in NOT_REPRODUCIBLE}
 
 
 def clone(folder: Path) -> Project:
-    """Copy what Git tracks, or would, into a repository of its own, and make it small: data, network and epochs."""
+    """Copy all files that Git does not ignore into a new repository with small data, a small network, few epochs."""
     project = Project(folder / "project", folder / "home")
     project.root.mkdir(parents=True)
     project.home.mkdir()

@@ -1,4 +1,4 @@
-"""Real servers on loopback, for as long as a test needs them."""
+"""Real servers on the loopback interface, for the duration of a test."""
 
 import os
 import signal
@@ -20,7 +20,7 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def answers(url: str) -> bool:
+def responds(url: str) -> bool:
     try:
         with urlopen(url, timeout=5) as response:
             return response.status == 200
@@ -29,7 +29,7 @@ def answers(url: str) -> bool:
 
 
 def wait_until(ready: Callable[[], bool], process: subprocess.Popen[bytes], log: Path) -> None:
-    """Wait for a server; what it printed is told where it ends, or never is ready."""
+    """Wait up to two minutes for a server; fail with its log if it ends or does not become ready."""
     deadline = time.monotonic() + 120
     while not ready():
         assert process.poll() is None, log.read_text()
@@ -38,7 +38,10 @@ def wait_until(ready: Callable[[], bool], process: subprocess.Popen[bytes], log:
 
 
 class MlflowServer:
-    """An MLflow server on the database of this URI that may die and come back; all it has is in `folder`."""
+    """An MLflow server that can be killed and started again.
+
+    `database` is a SQLAlchemy URI; artifacts and the log are in `folder`.
+    """
 
     def __init__(self, database: str, folder: Path, workers: int) -> None:
         self.port = free_port()
@@ -51,17 +54,17 @@ class MlflowServer:
 
     def start(self) -> None:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
-        environment = inherited | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # nine processes more
+        environment = inherited | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # it would start nine more processes
         log = self.folder / "server.log"
         with log.open("w") as output:
             self.process = subprocess.Popen(
                 self.command, cwd=self.folder, env=environment, stdout=output, stderr=output, start_new_session=True
             )
-        wait_until(lambda: answers(f"{self.address}/health"), self.process, log)
-        assert listening(self.process.pid) == {"127.0.0.1"}, "nobody asked for more"
+        wait_until(lambda: responds(f"{self.address}/health"), self.process, log)
+        assert listening_addresses(self.process.pid) == {"127.0.0.1"}
 
     def send(self, signal_number: int) -> None:
-        """Give it a signal, and its workers as well."""
+        """Send a signal to the server and its workers."""
         assert self.process is not None
         os.killpg(self.process.pid, signal_number)
 
@@ -72,8 +75,8 @@ class MlflowServer:
             self.process = None
 
 
-def listening(pid: int) -> set[str]:
-    """The addresses that a process and those below it listen at."""
+def listening_addresses(pid: int) -> set[str]:
+    """The addresses at which a process and its children listen."""
     process = psutil.Process(pid)
     connections = (one.net_connections("inet") for one in (process, *process.children(recursive=True)))
     return {found.laddr.ip for each in connections for found in each if found.status == psutil.CONN_LISTEN}
@@ -81,7 +84,7 @@ def listening(pid: int) -> set[str]:
 
 @contextmanager
 def mlflow_server(database: str, folder: Path, workers: int) -> Iterator[MlflowServer]:
-    """An MLflow server that runs, for as long as the block does not kill it."""
+    """Run an MLflow server for the duration of the context; the test may kill and restart it."""
     server = MlflowServer(database, folder, workers)
     try:
         server.start()

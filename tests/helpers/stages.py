@@ -1,11 +1,11 @@
-"""The real stages as processes, without waiting for their imports each time: a process that has them forks itself.
+"""Run stage scripts as processes without waiting for their imports: a process that has imported them forks.
 
-    with in_small_checkout(tmp_path, make_set()) as stages:
-        done = stages.run("train")
-        print(done.status, done.output, done.errors)
+    with small_checkout(tmp_path, make_set()) as stages:
+        result = stages.run("train")
+        print(result.status, result.output, result.errors)
 
-A fork has a memory and a standard output and error of its own, runs the script as `python stages/train.py` in the
-checkout would, and ends; what it does it does on the checkout's files.
+A fork has its own memory, standard output and standard error. It runs the script as `python stages/train.py` would in
+the checkout, and ends.
 """
 
 import json
@@ -28,7 +28,7 @@ from merging import deep_merge
 from official_formats import OfficialSet, checksums, write_binary_archive
 from vision.pipeline.paths import ROOT
 
-_FORKING = """
+_FORK_SERVER = """
 import gc, importlib, json, os, runpy, sys, traceback
 scratch, *modules = sys.argv[1:]
 sys.path.insert(0, "stages")
@@ -60,13 +60,13 @@ for line in sys.stdin:
     print(pid, flush=True)
     print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
 """
-_TOGETHER = (("download", "preprocess", "report"), ("train", "evaluate", "torchvision.models"))
-"""What is imported by one process: to fork a small one is several times faster."""
+_GROUPS = (("download", "preprocess", "report"), ("train", "evaluate", "torchvision.models"))
+"""The modules that each fork server imports. A small process forks several times faster than a large one."""
 
 
 @dataclass(frozen=True)
-class Done:
-    """How a stage ended: negative where a signal killed it."""
+class Result:
+    """The exit status of a stage, negative if a signal killed it, and what it printed."""
 
     status: int
     output: str
@@ -74,51 +74,54 @@ class Done:
 
 
 class Stages:
-    """The stages of a checkout; of its code as it is when the block begins."""
+    """The stages of a checkout, with its code as it is when a stage runs first."""
 
     def __init__(self, checkout: Path, scratch: Path) -> None:
-        """Run the stages of `checkout`; `scratch` is a folder for what they print."""
+        """Run the stages of `checkout`; their output goes to files in the folder `scratch`."""
         self.checkout, self.scratch = checkout, scratch
 
     def __enter__(self) -> Self:
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("DVC_", "MLFLOW_"))}
-        quiet = {"TQDM_DISABLE": "1", "PYTHONDONTWRITEBYTECODE": "1", "XDG_CACHE_HOME": str(self.scratch)}
-        self.processes = [
-            subprocess.Popen(
-                [sys.executable, "-c", _FORKING, str(self.scratch), *modules],
+        self._servers: dict[tuple[str, ...], subprocess.Popen[bytes]] = {}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for server in self._servers.values():
+            server.kill()
+            server.wait()
+
+    def _server(self, stage: str) -> subprocess.Popen[bytes]:
+        """The fork server that has imported the stage, started on first use."""
+        modules = next(group for group in _GROUPS if stage in group)
+        if modules not in self._servers:
+            inherited = {name: value for name, value in os.environ.items() if not name.startswith(("DVC_", "MLFLOW_"))}
+            quiet = {"TQDM_DISABLE": "1", "PYTHONDONTWRITEBYTECODE": "1", "XDG_CACHE_HOME": str(self.scratch)}
+            server = self._servers[modules] = subprocess.Popen(
+                [sys.executable, "-c", _FORK_SERVER, str(self.scratch), *modules],
                 cwd=self.checkout,
                 env=inherited | quiet,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 bufsize=0,
             )
-            for modules in _TOGETHER
-        ]
-        for process in self.processes:
-            assert _line(process) == "ready"
-        return self
+            assert _read_line(server) == "ready"
+        return self._servers[modules]
 
-    def __exit__(self, *_: object) -> None:
-        for process in self.processes:
-            process.kill()
-            process.wait()
-
-    def run(self, stage: str, seconds: float = 60) -> Done:
-        """Run a stage to its end; one that hangs is killed after so many seconds."""
-        process = next(self.processes[number] for number, modules in enumerate(_TOGETHER) if stage in modules)
+    def run(self, stage: str, seconds: float = 60) -> Result:
+        """Run a stage to its end, or kill it after `seconds`."""
+        process = self._server(stage)
         assert process.stdin is not None
         process.stdin.write(json.dumps(f"stages/{stage}.py").encode() + b"\n")
-        child = int(_line(process))
+        child = int(_read_line(process))
         try:
-            status = int(_line(process, seconds))
+            status = int(_read_line(process, seconds))
         except TimeoutError:
             os.kill(child, signal.SIGKILL)
-            status = int(_line(process))
-        return Done(status, *((self.scratch / name).read_text(errors="replace") for name in ("output", "errors")))
+            status = int(_read_line(process))
+        return Result(status, *((self.scratch / name).read_text(errors="replace") for name in ("output", "errors")))
 
 
-def _line(process: subprocess.Popen[bytes], seconds: float = 120) -> str:
-    """The next line that it prints."""
+def _read_line(process: subprocess.Popen[bytes], seconds: float = 120) -> str:
+    """Read the next line of a process's output; raises TimeoutError."""
     assert process.stdout is not None
     if not select.select([process.stdout], [], [], seconds)[0]:
         raise TimeoutError
@@ -126,8 +129,8 @@ def _line(process: subprocess.Popen[bytes], seconds: float = 120) -> str:
 
 
 @contextmanager
-def in_small_checkout(folder: Path, data: OfficialSet) -> Iterator[Stages]:
-    """The stages of a checkout in `folder`, small in every way, in which each has run once, without MLflow."""
+def small_checkout(folder: Path, data: OfficialSet) -> Iterator[Stages]:
+    """Make a checkout in `folder` with small data and a small network, and run each stage once, without MLflow."""
     root, scratch = folder / "checkout", folder / "scratch"
     scratch.mkdir()
     shutil.copytree(ROOT / "stages", root / "stages", ignore=shutil.ignore_patterns("__pycache__"))
@@ -145,8 +148,8 @@ def in_small_checkout(folder: Path, data: OfficialSet) -> Iterator[Stages]:
     )
     with Stages(root, scratch) as stages:
         for stage in ("download", "preprocess", "train", "evaluate", "report"):
-            done = stages.run(stage)
-            assert done.status == 0, done.errors
+            result = stages.run(stage)
+            assert result.status == 0, result.errors
         yield stages
 
 
@@ -160,7 +163,7 @@ Tree = dict[str, tuple[int, ...]]
 
 
 def tree(root: Path) -> Tree:
-    """Everything in a folder, and what changes with a file whenever it is written to."""
+    """All files and folders below `root`, with the metadata that changes whenever a file is written."""
     found: Tree = {}
     for where, folders, names in os.walk(root):
         folders[:] = [name for name in folders if name != ".dvc"]  # the lock files of running stages
@@ -172,8 +175,8 @@ def tree(root: Path) -> Tree:
 
 
 @dataclass
-class Kept:
-    """A folder that can be brought back to what it was."""
+class Snapshot:
+    """The content of a folder, which `restore` brings back."""
 
     root: Path
 
@@ -182,9 +185,10 @@ class Kept:
         self.content = {name: (self.root / name).read_bytes() for name in self.tree if (self.root / name).is_file()}
 
     def restore(self) -> None:
+        """Undo all changes since the snapshot was taken."""
         now = tree(self.root)
         changed = {name for name in now.keys() | self.tree.keys() if now.get(name) != self.tree.get(name)}
-        for name in sorted(changed & now.keys(), reverse=True):  # what is in a folder before the folder
+        for name in sorted(changed & now.keys(), reverse=True):  # files before the folder that they are in
             path = self.root / name
             path.rmdir() if stat.S_ISDIR(now[name][0]) else path.unlink()
         for name in sorted(changed & self.tree.keys()):

@@ -81,11 +81,11 @@ def test_a_folder_whose_classes_have_odd_names(tmp_path: Path) -> None:
         assert (project.root / "data/raw" / row["image"]).is_file()
         assert Path(row["image"]).parts[1] == row["actual"]
     with chromium() as browser:
-        window, messages = open_report(browser, project.root)
+        window, complaints = open_report(browser, project.root)
         for table in (".confusion tbody th", "#classes .rows tbody th", "#data .rows tbody th"):
             assert window.eval_on_selector_all(table, "all => all.map(one => one.textContent)") == sorted(ODD)
         assert window.locator("script, svg, img:not([src^='data:']), a[href^='javascript:']").count() == 0
-        assert messages == []
+        assert complaints == []
     assert "Data and pipelines are up to date." in project.run("dvc", "status")
     bound = (tmp_path / "bound").read_text().splitlines()
     assert bound.count("watched") > 5, "DVC and each stage"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from disks import filled, small_disk
+from disks import fill_disk, small_disk
 from project import Project, clone
 
 pytestmark = pytest.mark.slow
@@ -142,7 +142,7 @@ def test_a_disk_that_becomes_full_at_any_point(on_a_small_disk: Project, stage: 
     failed = 0
     for kibibytes in (0, *(4 * round(1.5**power) for power in range(20))):
         removed(project, stage)
-        with filled(project.root.parent, kibibytes * 1024):
+        with fill_disk(project.root.parent, kibibytes * 1024):
             process = project.start("python", f"stages/{stage}.py")
             output, _ = process.communicate(timeout=300)
             assert contents(project, stage).items() <= whole.items()

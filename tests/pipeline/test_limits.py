@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from merging import deep_merge
 from official_formats import make_set
-from stages import Kept, Stages, change_params, in_small_checkout
+from stages import Snapshot, Stages, change_params, small_checkout
 from vision.pipeline.errors import UserError
 from vision.pipeline.params import Params, load_params, parameter_names, validate_params
 from vision.pipeline.paths import ROOT
@@ -329,25 +329,25 @@ ROWS = [
 
 @pytest.fixture(scope="module")
 def stages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stages]:
-    with in_small_checkout(tmp_path_factory.mktemp("limits"), make_set(n_train=200, n_test=60)) as made:
+    with small_checkout(tmp_path_factory.mktemp("limits"), make_set(n_train=200, n_test=60)) as made:
         yield made
 
 
 @pytest.fixture(scope="module")
-def kept(stages: Stages) -> Kept:
-    return Kept(stages.checkout)
+def snapshot(stages: Stages) -> Snapshot:
+    return Snapshot(stages.checkout)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("stage", "sections", "line"), [pytest.param(*row, id=name) for name, *row in ROWS])
 def test_what_is_accepted_works_or_is_one_line(
-    stage: str, sections: dict[str, Any], line: str, stages: Stages, kept: Kept
+    stage: str, sections: dict[str, Any], line: str, stages: Stages, snapshot: Snapshot
 ) -> None:
     try:
         change_params(stages.checkout, **sections)
-        done = stages.run(stage)
+        result = stages.run(stage)
     finally:
-        kept.restore()
-    if not re.fullmatch(re.escape(f"{stage}: {line}\n" if line else "").replace(r"\*", ".*"), done.errors):
-        pytest.fail(f"expected {line}\ngot {done.errors}")
-    assert done.status == (1 if line else 0)
+        snapshot.restore()
+    if not re.fullmatch(re.escape(f"{stage}: {line}\n" if line else "").replace(r"\*", ".*"), result.errors):
+        pytest.fail(f"expected {line}\ngot {result.errors}")
+    assert result.status == (1 if line else 0)

@@ -55,13 +55,13 @@ def test_every_output_is_there_and_says_the_same(project: Project) -> None:
 
 
 def test_every_figure_is_what_other_code_computes_anew(project: Project) -> None:
-    found, expected = recomputed.read_values(project.root), recomputed.recompute(project.root)
+    found, expected = recomputed.reported(project.root), recomputed.expected(project.root)
     assert len(found) > 200
-    assert recomputed.mismatches(found, expected) == []
+    assert recomputed.differences(found, expected) == []
     for name, figure in found.items():
-        if name.rpartition(" ")[2] not in recomputed.MACHINE_DEPENDENT:
-            assert recomputed.mismatches({**found, name: -1 - figure}, expected) == [name]
-    assert recomputed.mismatches({**found, "test.json: new": 1.0}, expected) == ["test.json: new: not recomputed"]
+        if name.rpartition(" ")[2] not in recomputed.MEASURED:
+            assert recomputed.differences({**found, name: -1 - figure}, expected) == [name]
+    assert recomputed.differences({**found, "test.json: new": 1.0}, expected) == ["test.json: new: not expected"]
     stats = project.json("data/processed/stats.json")
     pixels = np.load(project.root / "data/processed/train_images.npy") / 255
     assert stats["mean"] == pytest.approx(pixels.mean((0, 1, 2)))
@@ -170,7 +170,7 @@ def test_an_experiment_retrains_evaluates_and_reports_and_nothing_else(project: 
     assert newest.data.params["train.lr"] != first.data.params["train.lr"]
     # It has not learned much, so that its figures are not all 0 or 1.
     assert 0.2 < project.json("metrics/test.json")["accuracy"] < 0.9
-    assert recomputed.mismatches(recomputed.read_values(project.root), recomputed.recompute(project.root)) == []
+    assert recomputed.differences(recomputed.reported(project.root), recomputed.expected(project.root)) == []
     shown = project.run("dvc", "exp", "show", "--no-pager", "--csv")
     assert "slow" in shown
     assert "accuracy" in shown.splitlines()[0]
@@ -186,7 +186,7 @@ def test_a_change_of_the_report_only_reports(project: Project) -> None:
 
 
 def test_a_killed_training_resumes_and_makes_the_same_outputs(project: Project) -> None:
-    made = project.lasting("train", "evaluate")
+    made = project.output_hashes("train", "evaluate")
     recorded = len(runs(project))
     project.set(train={"checkpoint_seconds": 0.01})  # another training for DVC, with the same outputs
     process = project.start("dvc", "repro", "train")
@@ -196,7 +196,7 @@ def test_a_killed_training_resumes_and_makes_the_same_outputs(project: Project) 
     process.communicate()
     assert not (project.root / "models/model.pt").exists()
     project.run("dvc", "repro", "evaluate")
-    assert project.lasting("train", "evaluate") == made
+    assert project.output_hashes("train", "evaluate") == made
     newest, *_ = after = runs(project)
     assert len(after) == recorded + 1, "a training that began anew would be a run of its own"
     client = MlflowClient(f"sqlite:///{project.root / 'mlflow.db'}")
@@ -343,7 +343,7 @@ def test_a_network_of_torchvision_trains_on_enlarged_images_and_is_logged(projec
         ),
         (
             ["model.name=plain_cnn"],
-            "params.yaml: train.optimizer.name: muon keeps the filters at one norm, so it is for networks",
+            "params.yaml: train.optimizer.name: muon keeps the norm of each filter fixed, so it needs",
         ),
         (
             ["model.name=resnet17"],
@@ -403,7 +403,7 @@ def test_without_tracking_and_validation_everything_runs(fresh: Project) -> None
     fresh.set(train={"patience": 2})
     output = fresh.run("dvc", "repro", status=255)
     assert (
-        "train: params.yaml: train.patience: watches the validation figures, but there are no validation images"
+        "train: params.yaml: train.patience: needs validation images, but there are none"
         in output
     )
     assert "Traceback" not in output

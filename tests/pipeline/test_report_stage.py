@@ -477,11 +477,11 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_browser_draws_all_and_asks_for_nothing(browser: Browser, name: str, request: pytest.FixtureRequest) -> None:
     root = request.getfixturevalue(name)
     for size in (PHONE, {"width": 1280, "height": 800}):
-        window, messages = open_report(browser, root, viewport=size)
+        window, complaints = open_report(browser, root, viewport=size)
         widths = window.eval_on_selector_all("img", "all => all.map(image => image.naturalWidth)")
         assert len(widths) > 40
         assert min(widths) > 0
-        assert messages == []
+        assert complaints == []
         window.eval_on_selector_all("details", "all => all.forEach(one => one.open = true)")
         assert window.evaluate("document.documentElement.scrollWidth") <= size["width"]
         window.close()

@@ -38,7 +38,7 @@ def test_a_killed_pipeline_ends_in_the_same_results(tmp_path: Path) -> None:
     original.commit("a project to kill")
     undisturbed = copy_project(original, 0)
     durations = {stage: time_stage(undisturbed, stage) for stage in STAGES}
-    expected = undisturbed.lasting(*STAGES)
+    expected = undisturbed.output_hashes(*STAGES)
     assert expected
     print(f"\nundisturbed: {durations}; {len(expected)} hashes of dvc.lock compared", flush=True)
 
@@ -65,7 +65,7 @@ def test_a_killed_pipeline_ends_in_the_same_results(tmp_path: Path) -> None:
 
 def compare_results(project: Project, expected: dict[str, str]) -> list[str]:
     """What differs from the undisturbed run, and what the kills left behind; each name is a problem."""
-    hashes = project.lasting(*STAGES)
+    hashes = project.output_hashes(*STAGES)
     problems = [f"{name} differs" for name in expected if hashes.get(name) != expected[name]]
     if "up to date" not in (status := project.run("dvc", "status")):
         problems.append(f"dvc status: {status}")

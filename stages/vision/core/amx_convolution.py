@@ -1,10 +1,12 @@
-"""Convolutions over small feature maps, whose filters learn faster where the images stand side by side.
+"""Faster weight gradients of convolutions on CPUs with AMX.
 
-On processors with AMX oneDNN computes the gradient of filters in tiles of pixels of one row. Where a row has seven of
-them most of a tile is empty, and where it has three nearly all: of 256 channels the gradient then takes twice and six
-times as long as for rows of 64 pixels that several images share, the copies included.
+Small feature maps under-use AMX tiles, so several images share a row. oneDNN computes the gradient of a convolution's
+weight in tiles of pixels of one row. A row of seven pixels leaves most of a tile empty, and a row of three nearly all
+of it. With 256 channels, the gradient then takes two and six times as long as with rows of 64 pixels, including the
+time of the copies.
 """
 
+import logging
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -15,54 +17,70 @@ from torch.autograd.function import FunctionCtx
 from torch.nn.grad import conv2d_input, conv2d_weight
 from torch.overrides import TorchFunctionMode
 
-_NARROW, _WIDE = 8, 64
-"""Pixels of a row that is worth filling up, and of one that is full."""
+from vision.core.device import cpu_capabilities
 
-_IMAGES, _PAIRS = 32, 128 * 128
-"""How many images, and pairs of channels; with fewer the copies cost more than they save."""
+logger = logging.getLogger(__name__)
+
+_MAX_WIDTH, _PACKED_WIDTH = 8, 64
+"""Feature maps of at most _MAX_WIDTH columns are packed into rows of about _PACKED_WIDTH pixels."""
+
+_MIN_IMAGES, _MIN_CHANNEL_PAIRS = 32, 128 * 128
+"""With fewer images, or input channels times output channels, the copies cost more time than they save."""
 
 
-def fast_convolutions(
-    model: nn.Module, images: int, device: torch.device, dtype: torch.dtype
+def convolution_context(
+    model: nn.Module, batch_size: int, device: torch.device, dtype: torch.dtype
 ) -> AbstractContextManager[object]:
-    """What to run the forward pass of `model` in, so that its filters learn fast from so many images at a time.
+    """Return a context for the forward passes of `model`: AMXConvolutionMode if it saves time, else an empty one.
 
-    A context that can be entered again and again, for a model computed in `dtype` on `device`; it does nothing where
-    nothing would be gained. (To look at each function that is called takes a twentieth of the time of a small step.)
+    The mode intercepts every function of PyTorch. That takes a twentieth of the time of a small step, so it is not used
+    where it gains nothing. The context can be entered many times.
+
+    Args:
+        model: the network.
+        batch_size: images per step.
+        device: where the model is computed.
+        dtype: what convolutions are computed in.
     """
-    tiles = device.type == "cpu" and dtype == torch.bfloat16 and torch.cpu.get_capabilities().get("amx_bf16", False)
-    filters = (module.weight for module in model.modules() if isinstance(module, nn.Conv2d))
-    worth_it = tiles and images >= _IMAGES and any(each.shape[0] * each.shape[1] >= _PAIRS for each in filters)
-    return SideBySide() if worth_it else nullcontext()
+    weights = (module.weight for module in model.modules() if isinstance(module, nn.Conv2d))
+    if (
+        device.type == "cpu"
+        and dtype == torch.bfloat16
+        and cpu_capabilities().get("amx_bf16", False)
+        and batch_size >= _MIN_IMAGES
+        and any(weight.shape[0] * weight.shape[1] >= _MIN_CHANNEL_PAIRS for weight in weights)
+    ):
+        logger.debug("weight gradients of small feature maps are computed with several images in a row")
+        return AMXConvolutionMode()
+    return nullcontext()
 
 
-class SideBySide(TorchFunctionMode):
-    """In it, convolutions that keep a narrow map's size get the gradient of their filters from images side by side.
+class AMXConvolutionMode(TorchFunctionMode):
+    """A context in which the weight gradients of suitable convolutions are computed with several images in a row.
 
-    They are computed in bf16, as under autocast. All other functions stay as they are.
+    Suitable are convolutions of narrow feature maps that keep the size of the map; see `_is_suitable`. They are
+    computed in bfloat16, as under autocast. All other functions are unchanged.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Stand in for each function of torch that is called."""
-        # nn.Conv2d gives all seven arguments by their places.
-        if func is not F.conv2d or len(args) < 7 or not _fits(*args):
+        """Replace `F.conv2d` as nn.Conv2d calls it, which is with all seven arguments by position."""
+        if func is not F.conv2d or len(args) < 7 or not _is_suitable(args):
             return func(*args, **(kwargs or {}))
-        features, filters, bias = args[:3]
-        made = _Convolution.apply(features.bfloat16(), filters.bfloat16())
-        return made if bias is None else made + bias.bfloat16().view(-1, 1, 1)
+        features, weight, bias = args[:3]
+        result = _Convolution.apply(features.bfloat16(), weight.bfloat16())
+        return result if bias is None else result + bias.bfloat16().view(-1, 1, 1)
 
 
-def _fits(
-    features: Tensor, filters: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any, groups: int
-) -> bool:
-    """Whether these arguments, in the order that nn.Conv2d gives them in, are of a case that is faster side by side."""
-    height, width = filters.shape[2:]
+def _is_suitable(args: tuple[Any, ...]) -> bool:
+    """Whether packing saves time for `F.conv2d(*args)`."""
+    features, weight, _, stride, padding, dilation, groups = args
+    height, width = weight.shape[2:]
     return (
-        filters.requires_grad
-        and filters.shape[0] * filters.shape[1] >= _PAIRS
+        weight.requires_grad
+        and weight.shape[0] * weight.shape[1] >= _MIN_CHANNEL_PAIRS
         and features.ndim == 4
-        and len(features) >= _IMAGES
-        and features.shape[3] <= _NARROW
+        and len(features) >= _MIN_IMAGES
+        and features.shape[3] <= _MAX_WIDTH
         and height == width
         and width % 2 == 1
         and width > 1
@@ -74,41 +92,43 @@ def _fits(
 
 
 class _Convolution(torch.autograd.Function):
-    """A convolution of stride 1 that keeps the size of the map, without a bias."""
+    """A convolution with stride 1 and "same" padding, without a bias."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, features: Tensor, filters: Tensor) -> Tensor:
-        ctx.save_for_backward(features, filters)
-        return F.conv2d(features, filters, padding="same")
+    def forward(ctx: FunctionCtx, features: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(features, weight)
+        return F.conv2d(features, weight, padding="same")
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor]:
-        features, filters = ctx.saved_tensors
-        margin = filters.shape[3] // 2
-        of_features = None
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, Tensor]:
+        features, weight = ctx.saved_tensors
+        padding = weight.shape[3] // 2
+        grad_features = None
         if ctx.needs_input_grad[0]:
-            of_features = conv2d_input(features.shape, filters, gradient, padding=margin)
-        strips = (side_by_side(images, margin) for images in (features, gradient))
-        return of_features, conv2d_weight(next(strips), filters.shape, next(strips), padding=margin)
+            grad_features = conv2d_input(features.shape, weight, grad_output, padding=padding)
+        packed_features, packed_grad = pack_rows(features, padding), pack_rows(grad_output, padding)
+        return grad_features, conv2d_weight(packed_features, weight.shape, packed_grad, padding=padding)
 
 
-def side_by_side(images: Tensor, margin: int) -> Tensor:
-    """Put several images into each strip, with `margin` columns of zeros after each, and zeros where images run out.
+def pack_rows(images: Tensor, padding: int) -> Tensor:
+    """Pack several images side by side into wider ones, with columns of zeros between them.
 
     Args:
         images: [N, C, H, W], any dtype.
-        margin: pixels.
+        padding: columns of zeros after each image.
 
     Returns:
-        [M, C, H, K * (W + margin)], about 64 pixels wide, in the memory order channels_last: image K * m + k of the
-        strip m begins at its column k * (W + margin).
+        [M, C, H, K * (W + padding)], about 64 pixels wide, in the memory format channels_last. Image K * m + k starts
+        at column k * (W + padding) of the packed image m. Zeros fill the rest of the last one.
     """
     count, channels, height, width = images.shape
-    across = max(1, min(count, _WIDE // (width + margin)))
-    full, over = divmod(count, across)
-    strips = images.new_zeros(full + (over > 0), height, across, width + margin, channels)
-    rows = images.permute(0, 2, 3, 1)
-    strips[:full, :, :, :width] = rows[: full * across].unflatten(0, (full, across)).transpose(1, 2)
-    if over:
-        strips[full, :, :over, :width] = rows[full * across :].transpose(0, 1)
-    return strips.flatten(2, 3).permute(0, 3, 1, 2)
+    per_row = max(1, min(count, _PACKED_WIDTH // (width + padding)))
+    complete, rest = divmod(count, per_row)
+    packed = images.new_zeros(complete + (rest > 0), height, per_row, width + padding, channels)
+    channels_last = images.permute(0, 2, 3, 1)
+    packed[:complete, :, :, :width] = (
+        channels_last[: complete * per_row].unflatten(0, (complete, per_row)).transpose(1, 2)
+    )
+    if rest:
+        packed[complete, :, :rest, :width] = channels_last[complete * per_row :].transpose(0, 1)
+    return packed.flatten(2, 3).permute(0, 3, 1, 2)

@@ -1,4 +1,4 @@
-"""The configuration of a training. params.yaml describes each value."""
+"""The configuration of training and inference, as plain values. params.yaml describes each parameter."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ TTA = Literal["none", "flip", "shift"]
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """How training images are augmented."""
+    """How training images are augmented (`train.augment` in params.yaml)."""
 
     flip: Flip
     crop_padding: int

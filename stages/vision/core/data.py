@@ -1,61 +1,91 @@
-"""The loader: the whole data set lives on the device as uint8, and an epoch is a permutation of its indices."""
+"""The data loader: the whole data set is on the device as uint8, and an epoch is a permutation of its indices."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from vision.core.augment.pipeline import Augmentation
+
+_CHUNK_SIZE = 512
+"""Images that are gathered and augmented together, if a batch is smaller than that."""
+
 
 class ImageDataset(NamedTuple):
-    """Labelled images: `images` uint8 [N, H, W, C] and `labels` int64 [N], on one device."""
+    """Labeled images on one device: `images` uint8 [N, H, W, C] and `labels` int64 [N]."""
 
     images: Tensor
     labels: Tensor
 
 
 class Batch(NamedTuple):
-    """Some of the examples: `images` uint8 [B, H, W, C], `labels` int64 [B], and their `numbers` int64 [B]."""
+    """A batch as the network gets it.
+
+    Attributes:
+        images: [B, H, W, C], uint8 or float32, in [0, 255].
+        labels: int64 [B].
+        indices: int64 [B], the position of each image in the data set.
+        other_labels: int64 [B], the label of the image that was mixed in; None without MixUp and CutMix.
+        weights: float32 [B], the fraction of the image that belongs to `labels`; None without MixUp and CutMix.
+    """
 
     images: Tensor
     labels: Tensor
-    numbers: Tensor
+    indices: Tensor
+    other_labels: Tensor | None = None
+    weights: Tensor | None = None
 
 
 def batches_per_epoch(images: int, batch_size: int) -> int:
-    """How many batches so many images make: whole ones, or a smaller one where there are too few for that."""
+    """Return the number of complete batches of `images` images, or 1 if there are fewer than one batch."""
     return max(1, images // batch_size)
 
 
-def epoch_indices(chosen: Tensor, batch_size: int, generator: torch.Generator) -> Tensor:
-    """The image numbers `chosen`, int64 [M], in random order, as many as make whole batches: one epoch.
+def epoch_indices(candidates: Tensor, batch_size: int, generator: torch.Generator) -> Tensor:
+    """Shuffle the image indices of an epoch.
 
-    The last, incomplete batch is left out: its few images would get a step, and batch statistics, of their own. The
-    next epoch shuffles anew.
+    The images of an incomplete last batch are dropped, because they would get a step and batch statistics of their
+    own. If there is only one batch, it may be incomplete.
+
+    Args:
+        candidates: int64 [M], the indices to choose from.
+        batch_size: images per batch.
+        generator: on the device of `candidates`.
+
+    Returns:
+        int64 [K] with K <= M.
     """
-    order = chosen[torch.randperm(len(chosen), generator=generator, device=chosen.device)]
-    return order[: batches_per_epoch(len(chosen), batch_size) * batch_size]
+    order = candidates[torch.randperm(len(candidates), generator=generator, device=candidates.device)]
+    return order[: batches_per_epoch(len(candidates), batch_size) * batch_size]
 
 
 def iter_batches(
-    examples: ImageDataset,
-    order: Tensor,
-    batch_size: int,
-    augment: Callable[[Tensor, Tensor], Tensor] = lambda images, numbers: images,
+    dataset: ImageDataset, indices: Tensor, batch_size: int, augmentation: Augmentation | None = None
 ) -> Iterator[list[Batch]]:
-    """The batches of the examples whose numbers are `order`, int64 [M], some at a time.
+    """Yield the batches of an epoch, in lists of one or more.
 
-    Small batches are taken several at a time, as the operations cost more by their number than by their size. `augment`
-    maps images [N, H, W, C] and their numbers [N] to images; it sees a handful at once, when that is asked for.
+    Small batches are gathered and augmented several at a time, because the number of operations costs more than their
+    size. All random numbers of a list are drawn before it is yielded.
+
+    Args:
+        dataset: the images and labels.
+        indices: int64 [M], the images to yield, in this order.
+        batch_size: images per batch. The last batch is smaller if M is not a multiple of it.
+        augmentation: applied to the images; None leaves them as they are.
     """
-    images, labels = examples
-    # Rows of a 2-D table are copied as blocks of memory; indexing images directly is a hundred times slower on a CPU.
+    images, labels = dataset
+    # Rows of a 2-D table are copied as blocks of memory. Indexing `images` directly is a hundred times slower on a CPU.
     table = images.view(len(images), -1)
-    for numbers in order.split(batch_size * max(1, _AT_A_TIME // batch_size)):
-        taken = augment(table.index_select(0, numbers).view(-1, *images.shape[1:]), numbers)
-        parts = (values.split(batch_size) for values in (taken, labels[numbers], numbers))
-        yield list(map(Batch, *parts))
+    for chunk in indices.split(batch_size * max(1, _CHUNK_SIZE // batch_size)):
+        chunk_images = table.index_select(0, chunk).view(-1, *images.shape[1:])
+        if augmentation is not None:
+            chunk_images = augmentation.transform(chunk_images, chunk)
+        columns = (values.split(batch_size) for values in (chunk_images, labels[chunk], chunk))
+        batches = list(map(Batch, *columns))
+        yield batches if augmentation is None else [_mix(batch, augmentation) for batch in batches]
 
 
-_AT_A_TIME = 512
-"""Images."""
+def _mix(batch: Batch, augmentation: Augmentation) -> Batch:
+    images, other_labels, weights = augmentation.mix(batch.images, batch.labels)
+    return batch._replace(images=images, other_labels=other_labels, weights=weights)

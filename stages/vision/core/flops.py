@@ -1,4 +1,4 @@
-"""How near to the hardware's limit a training runs: the arithmetic that it needs, and the most that can be done."""
+"""The arithmetic of a training, and the peak performance of the hardware: how close a training is to the limit."""
 
 import time
 
@@ -8,44 +8,48 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype, seconds: float = 0.4) -> float:
-    """Measure what the hardware reaches in a large square matrix product: floating-point operations a second.
+    """Measure the floating-point operations per second of a large square matrix product.
 
-    The fastest of the products that fit into about `seconds`, two at least: others may be using the machine as well.
+    The fastest of several products counts, because other processes may use the machine too.
+
+    Args:
+        device: where to measure.
+        dtype: of the matrices.
+        seconds: how long to measure, about.
     """
     size = 8192 if device.type == "cuda" else 2048
-    generator = torch.Generator(device).manual_seed(0)  # its own: what training draws does not depend on this
-    left, right = (torch.randn(size, size, generator=generator, device=device).to(dtype) for _ in range(2))
-    # What convolutions may do to float32 on a GPU, by default round it to TF32, the product may do too.
+    generator = torch.Generator(device).manual_seed(0)  # a separate one, so that training does not depend on this
+    a, b = (torch.randn(size, size, generator=generator, device=device).to(dtype) for _ in range(2))
+    # Convolutions may round float32 to TF32 on a GPU, by default. Matrix products are measured with the same setting.
     matmul = torch.backends.cuda.matmul
-    before = matmul.allow_tf32
+    previous_setting = matmul.allow_tf32
     matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
-    _timed_product(left, right)  # the first one also sets up the libraries
-    fastest, ends = float("inf"), time.perf_counter() + seconds
-    while time.perf_counter() < ends:
-        fastest = min(fastest, _timed_product(left, right))
-    matmul.allow_tf32 = before
+    _time_matmul(a, b)  # warm-up
+    fastest, deadline = float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < deadline:
+        fastest = min(fastest, _time_matmul(a, b))
+    matmul.allow_tf32 = previous_setting
     return 2 * size**3 / fastest
 
 
-def _timed_product(left: Tensor, right: Tensor) -> float:
-    started = time.perf_counter()
-    # Reading one number makes the clock wait for devices that compute on their own time.
-    (left @ right)[0, 0].item()
-    return time.perf_counter() - started
+def _time_matmul(a: Tensor, b: Tensor) -> float:
+    start = time.perf_counter()
+    (a @ b)[0, 0].item()  # reading a number waits for the device
+    return time.perf_counter() - start
 
 
 def training_flops(model: nn.Module, images: Tensor) -> float:
-    """Count the floating-point operations an image that the forward and backward passes need.
+    """Count the floating-point operations per image of the forward and backward passes.
 
-    Convolutions and matrix products are counted, as torch's FlopCounterMode does, a multiplication and an addition as
-    two. The model is left as it was, without gradients.
+    Convolutions and matrix products are counted, by PyTorch's FlopCounterMode; a multiplication and an addition are two
+    operations. The model keeps its weights, statistics and mode, and has no gradients afterwards.
 
     Args:
         model: maps images to logits.
-        images: [N, H, W, C], one is enough; uint8.
+        images: uint8 [N, H, W, C]; one is enough.
     """
     was_training = model.training
-    model.eval()  # so that normalisation learns nothing from these images
+    model.eval()  # so that batch normalization does not update its statistics
     with FlopCounterMode(display=False) as counter:
         model(images).sum().backward()
     model.train(was_training)

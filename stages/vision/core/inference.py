@@ -1,7 +1,8 @@
-"""Batched inference; more views are averaged of images that the network is unsure of (test-time augmentation)."""
+"""Inference in batches, and test-time augmentation of the images with the lowest confidence."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -9,16 +10,31 @@ from torch import Tensor, nn
 from vision.core.augment.crop_flip import shift_and_flip
 from vision.core.config import TTA, TTAConfig
 
-_OTHERS: dict[TTA, list[tuple[int, bool, float]]] = {
+
+class _View(NamedTuple):
+    """A view of an image: shifted by `shift` pixels down and to the right, flipped or not, and its weight."""
+
+    shift: int
+    flip: bool
+    weight: float
+
+
+_EXTRA_VIEWS: dict[TTA, list[_View]] = {
     "none": [],
-    "flip": [(0, True, 1 / 2)],
-    "shift": [(0, True, 1 / 4), *((pixels, mirrored, 1 / 8) for pixels in (-1, 1) for mirrored in (False, True))],
+    "flip": [_View(0, True, 1 / 2)],
+    "shift": [
+        _View(0, True, 1 / 4),
+        _View(-1, False, 1 / 8),
+        _View(-1, True, 1 / 8),
+        _View(1, False, 1 / 8),
+        _View(1, True, 1 / 8),
+    ],
 }
-"""The views beside the image itself: pixels that it is shifted down and right, whether it is mirrored, the weight."""
+"""The views other than the image itself, which has the remaining weight."""
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[None]:
-    """Compute convolutions and matrix products in `dtype` within the block; float32 leaves everything as it is."""
+    """Return a context in which convolutions and matrix products are computed in `dtype`; float32 changes nothing."""
     return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype=dtype)
 
 
@@ -30,27 +46,27 @@ def predict(
     dtype: torch.dtype,
     on_batch: Callable[[int], object] = lambda images: None,
 ) -> Tensor:
-    """Compute the logits of all images as they are, the model in evaluation mode.
+    """Compute the logits of images, with the model in evaluation mode.
 
     Args:
         model: maps images [B, H, W, C] to logits [B, classes].
         images: uint8 [N, H, W, C] on the device of the model.
-        batch_size: images a step.
+        batch_size: images per step.
         dtype: what convolutions are computed in.
-        on_batch: told how many images each step has done.
+        on_batch: called with the number of images of each step.
 
     Returns:
         float32 [N, classes].
     """
     was_training = model.training
     model.eval()
-    parts = []
+    logits = []
     with autocast(images.device, dtype):
         for batch in images.split(batch_size):
-            parts.append(model(batch))
+            logits.append(model(batch))
             on_batch(len(batch))
     model.train(was_training)
-    return torch.cat(parts)
+    return torch.cat(logits)
 
 
 @torch.inference_mode()
@@ -61,38 +77,39 @@ def predict_tta(
     config: TTAConfig,
     on_batch: Callable[[int], object] = lambda images: None,
 ) -> Tensor:
-    """Average the logits of the images that the network is least sure of over more views of them.
+    """Average the logits of several views, for the images with the lowest maximum probability.
 
-    "flip" is the image and its mirror image; "shift" those two (half the weight) and both again shifted by one pixel
-    up and left, and down and right (Jordan 2024, arXiv:2404.00498).
+    "flip" averages an image and its mirror image. "shift" gives these two half of the weight, and the other half to
+    both shifted by one pixel up and left, and down and right (Jordan 2024, arXiv:2404.00498).
 
     Args:
         model: maps images [B, H, W, C] to logits [B, classes].
         images: uint8 [N, H, W, C] on the device of the model.
-        logits: what `predict` said of them, [N, classes].
+        logits: float32 [N, classes], as `predict` returned them.
         config: which views, of which fraction of the images.
-        on_batch: called with the number of views of each step; `count_extra_views` gives their total.
+        on_batch: called with the number of views of each step; `count_extra_views` returns their sum.
 
     Returns:
-        float32 [N, classes]; rows of images that are not looked at again are those of `logits`.
+        float32 [N, classes]; the rows of all other images are those of `logits`.
     """
-    again = logits.softmax(1).amax(1).topk(round(config.fraction * len(images)), largest=False).indices
-    if len(again) == 0:
+    selected = logits.softmax(1).amax(1).topk(round(config.fraction * len(images)), largest=False).indices
+    if len(selected) == 0:
         return logits
+    extra_views = _EXTRA_VIEWS[config.tta]
     result = logits.clone()
-    result[again] *= 1 - sum(weight for _, _, weight in _OTHERS[config.tta])
-    table = images.view(len(images), -1)  # see batches.handfuls
-    for numbers in again.split(config.batch_size):
-        chosen = table.index_select(0, numbers).view(-1, *images.shape[1:])
-        for pixels, mirrored, weight in _OTHERS[config.tta]:
-            moved = torch.full_like(numbers, pixels)
-            sides = torch.full_like(moved, True, dtype=torch.bool) if mirrored else None
-            view = shift_and_flip(chosen, moved, moved, sides, abs(pixels))
-            result[numbers] += weight * predict(model, view, config.batch_size, config.dtype)
-            on_batch(len(numbers))
+    result[selected] *= 1 - sum(view.weight for view in extra_views)
+    table = images.view(len(images), -1)  # faster to index than `images`, see `data.iter_batches`
+    for indices in selected.split(config.batch_size):
+        batch = table.index_select(0, indices).view(-1, *images.shape[1:])
+        for view in extra_views:
+            shift = torch.full_like(indices, view.shift)
+            flip = torch.full_like(indices, True, dtype=torch.bool) if view.flip else None
+            view_images = shift_and_flip(batch, shift, shift, flip, abs(view.shift))
+            result[indices] += view.weight * predict(model, view_images, config.batch_size, config.dtype)
+            on_batch(len(indices))
     return result
 
 
 def count_extra_views(images: int, config: TTAConfig) -> int:
-    """Count the views that `predict_tta` computes for so many images."""
-    return len(_OTHERS[config.tta]) * round(config.fraction * images)
+    """Return the number of views that `predict_tta` computes for so many images."""
+    return len(_EXTRA_VIEWS[config.tta]) * round(config.fraction * images)

@@ -1,4 +1,4 @@
-"""The training loop. It knows tensors; what it has to say goes out through callbacks."""
+"""The training loop: epochs, validation, early stopping, the best weights, and resuming."""
 
 import math
 import time
@@ -10,21 +10,29 @@ from torch import Tensor, nn
 
 from vision.core.augment.resize import resize_images
 from vision.core.config import TrainConfig
-from vision.core.data import ImageDataset, batches_per_epoch, epoch_indices, iter_batches
+from vision.core.data import ImageDataset, epoch_indices, iter_batches
 from vision.core.inference import predict
-from vision.core.metrics import Diverged, Meter, Progress
+from vision.core.metrics import DivergenceError, Meter, Progress
+from vision.core.plan import EpochPlan, plan_epochs
 from vision.core.trainer import State, Trainer
 
 
 @dataclass(frozen=True)
 class EpochMetrics:
-    """One epoch's figures: losses are mean cross-entropies a label, accuracies lie in [0, 1].
+    """The metrics of one epoch. Losses are mean cross-entropies in nats, accuracies are in [0, 1].
 
-    The training figures are running ones, of augmented images and changing weights, over the images of the epoch,
-    which may be the hardest ones alone; `train_loss` includes label smoothing. The loss of a mixed image (MixUp,
-    CutMix) is that of both labels by their weights; its accuracy is that of the label with the larger weight. The
-    validation figures are None where there is no validation split. `lr` is the peak of the epoch, `images` how many
-    were trained on, shrunk to `image_scale`; `seconds` include validation, `images_per_s` does not.
+    Attributes:
+        epoch: from 1.
+        lr: the highest learning rate of the epoch.
+        image_scale: size of the training images, relative to full size.
+        images: number of images trained on. They may be the hardest ones only.
+        train_loss: running mean over the epoch's steps, of augmented images, including label smoothing. The loss of a
+            mixed image (MixUp, CutMix) is weighted over both labels.
+        train_accuracy: running mean likewise. For a mixed image, the label with the larger weight counts.
+        val_loss: of the weights at the end of the epoch; None without a validation split.
+        val_accuracy: likewise.
+        seconds: duration, including validation.
+        images_per_s: speed, without validation.
     """
 
     epoch: int
@@ -41,7 +49,7 @@ class EpochMetrics:
 
 @dataclass(frozen=True)
 class FitResult:
-    """What came of it: the model holds the weights of `history[best_epoch - 1]`."""
+    """The result of a training. The model has the weights of `history[best_epoch - 1]`."""
 
     history: list[EpochMetrics]
     best_epoch: int
@@ -72,155 +80,155 @@ def fit(
     callbacks: Callbacks = Callbacks(),
     state: State | None = None,
 ) -> FitResult:
-    """Train `model` in place; what it holds at the end are the weights of the epoch that `config.keep` asks for.
+    """Train `model` in place. At the end it has the weights of the epoch that `config.keep` selects.
 
-    Without validation images these are the last ones. With `config.ema_decay`, what is validated and kept are not the
-    weights themselves but an average of them, exponential by the step.
+    Without validation images these are the last weights. With `config.ema_decay`, the exponential moving average of the
+    weights is validated and kept instead of the weights.
 
-    An epoch trains on the fraction of the images that `config.hard_example_fraction` says: those whose loss was
-    highest when they were last seen, as what the network already knows teaches it little (Jiang et al. 2019,
-    "Accelerating deep learning by focusing on the biggest losers", arXiv:1910.00762, in which the choice is made anew
-    for each batch).
+    From the second epoch on, only the fraction `config.hard_example_fraction` of the images is used: those with the
+    highest loss when they were last seen (after Jiang et al. 2019, "Accelerating Deep Learning by Focusing on the
+    Biggest Losers", arXiv:1910.00762, which selects within each batch).
 
     Args:
-        model: maps uint8 images [B, H, W, C] to logits [B, classes]; on the device of the data. For
-            `config.freeze_epochs` it has a `head`, its last layer.
+        model: maps images [B, H, W, C], uint8 or float32 in [0, 255], to logits [B, classes]; on the device of the
+            data. If `config.freeze_epochs` is not 0, it must have an attribute `head`, its last layer.
         train: the training split.
-        val: the validation split; may hold no images.
+        val: the validation split; may be empty.
         config: how to train.
-        callbacks: what is called meanwhile.
-        state: go on from there instead of from the beginning, the model, the data and the settings being what they
-            were; on a CPU everything but the times comes out the same, bit for bit. `on_epoch` hears of the epochs
-            that lie behind once more.
+        callbacks: functions to call during training.
+        state: what `Callbacks.on_checkpoint` was given in an earlier call with the same model, data and configuration.
+            Training resumes there; on a CPU the result is bit-identical to that of an uninterrupted training, except
+            for the times. `on_epoch` is called again for the epochs before.
 
     Raises:
-        Diverged: the loss is not finite.
+        DivergenceError: the training or validation loss is not finite.
     """
-    plan = [_Plan.of(epoch, len(train.labels), config) for epoch in range(1, config.epochs + 1)]
-    pixels = sum(planned.pixels for planned in plan)
-    training = Trainer(model, train, config, sum(planned.steps for planned in plan))
-    history: list[EpochMetrics] = []
-    best_weights: dict[str, Tensor] = {}
-    left = train.labels[:0]  # numbers of the images that the epoch is still to show
-    counted: State = {}
-    goes_on = True
+    loop = _Loop(model, train, val, config, callbacks)
+    if state is not None:
+        loop.resume(state)
+    while not loop.is_finished():
+        loop.run_epoch()
+    model.load_state_dict(loop.best_weights)
+    best_epoch = _best_epoch(loop.history, config)
+    return FitResult(loop.history, best_epoch.epoch, stopped_early=len(loop.history) < config.epochs)
 
-    def standing() -> State:
+
+class _Loop:
+    """The state of a call of `fit`."""
+
+    def __init__(
+        self, model: nn.Module, train: ImageDataset, val: ImageDataset, config: TrainConfig, callbacks: Callbacks
+    ) -> None:
+        self.train, self.val, self.config, self.callbacks = train, val, config, callbacks
+        self.plans = plan_epochs(config, len(train.labels))
+        self.trainer = Trainer(model, train, config, sum(plan.steps for plan in self.plans))
+        self.history: list[EpochMetrics] = []
+        self.best_weights: dict[str, Tensor] = {}
+        self.remaining = train.labels[:0]  # indices of the images that the current epoch has not yet used
+        self.meter_state: State = {}  # of the interrupted epoch, if `remaining` is not empty
+        self.stop_requested = False
+        self.resized = (1.0, train)
+
+    def resume(self, state: State) -> None:
+        """Restore a checkpoint."""
+        for epoch in state["history"]:
+            # The callback may look at which parameters were trainable.
+            self.trainer.begin_epoch(epoch["epoch"])
+            self._add_epoch(EpochMetrics(**epoch))
+        self.trainer.load_state_dict(state["trainer"])
+        self.best_weights = state["best_weights"]
+        self.remaining = state["remaining"].to(self.remaining.device)
+        self.meter_state = state["meter"]
+
+    def is_finished(self) -> bool:
+        """Whether all epochs are done, a callback has stopped the training, or patience has run out."""
+        done = len(self.history)
+        if self.stop_requested or done == self.config.epochs:
+            return True
+        if self.config.patience is None or not self.history:
+            return False
+        # Patience starts when the whole network is trained.
+        best = _best_epoch(self.history, self.config)
+        return done - max(best.epoch, self.config.freeze_epochs) >= self.config.patience
+
+    def run_epoch(self) -> None:
+        """Train, validate, and update the best weights."""
+        plan = self.plans[len(self.history)]
+        self.trainer.begin_epoch(plan.epoch)
+        meter = Meter(plan, self.callbacks.on_progress)
+        dataset = self._resized_images(plan.image_scale)
+        if len(self.remaining):
+            meter.load_state_dict(self.meter_state)
+        else:
+            hardest = self.trainer.hardest_images(plan.images)
+            self.remaining = epoch_indices(hardest, self.config.batch_size, self.trainer.generator)
+        self._train_epoch(dataset, meter)
+        self._add_epoch(self._epoch_metrics(plan, meter))
+        if _best_epoch(self.history, self.config) is self.history[-1]:
+            self.best_weights = {name: value.clone() for name, value in self.trainer.eval_model.state_dict().items()}
+        self.callbacks.on_checkpoint(lambda: self._checkpoint_state(meter))
+
+    def _resized_images(self, scale: float) -> ImageDataset:
+        if self.resized[0] != scale:
+            self.resized = scale, ImageDataset(resize_images(self.train.images, scale), self.train.labels)
+        return self.resized[1]
+
+    def _train_epoch(self, dataset: ImageDataset, meter: Meter) -> None:
+        for batches in iter_batches(dataset, self.remaining, self.config.batch_size, self.trainer.augmentation):
+            for batch in batches:
+                lr = self.trainer.lr
+                loss, logits = self.trainer.step(batch)
+                meter.update(lr, loss, logits, batch.labels)
+            self.remaining = self.remaining[sum(len(batch.labels) for batch in batches) :]
+            if len(self.remaining):
+                self.callbacks.on_checkpoint(lambda: self._checkpoint_state(meter))
+
+    def _epoch_metrics(self, plan: EpochPlan, meter: Meter) -> EpochMetrics:
+        progress = meter.summary()
+        val_loss, val_accuracy = self._validate()
+        return EpochMetrics(
+            epoch=plan.epoch,
+            lr=meter.lr,
+            image_scale=plan.image_scale,
+            images=meter.images,
+            train_loss=progress.loss,
+            train_accuracy=progress.accuracy,
+            val_loss=val_loss,
+            val_accuracy=val_accuracy,
+            seconds=time.perf_counter() - meter.start_time,
+            images_per_s=progress.images_per_s,
+        )
+
+    def _validate(self) -> tuple[float, float] | tuple[None, None]:
+        images, labels = self.val
+        if not len(labels):
+            return None, None
+        logits = predict(self.trainer.eval_model, images, max(self.config.batch_size, 500), self.config.dtype)
+        loss = F.cross_entropy(logits, labels).item()
+        if not math.isfinite(loss):
+            raise DivergenceError("validation loss")
+        return loss, (logits.argmax(1) == labels).sum().item() / len(labels)
+
+    def _add_epoch(self, epoch: EpochMetrics) -> None:
+        self.history.append(epoch)
+        self.stop_requested = self.callbacks.on_epoch(epoch) is False
+
+    def _checkpoint_state(self, meter: Meter) -> State:
         return {
-            "training": training.state(),
-            "history": [asdict(epoch) for epoch in history],
-            "best_weights": best_weights,
-            "left": left.clone(),  # alone, without the whole order that it is the end of
-            "counted": meter.state(),
+            "trainer": self.trainer.state_dict(),
+            "history": [asdict(epoch) for epoch in self.history],
+            "best_weights": self.best_weights,
+            "remaining": self.remaining.clone(),  # a slice would keep the whole order alive
+            "meter": meter.state_dict(),
         }
 
-    if state is not None:
-        for epoch in state["history"]:
-            history.append(EpochMetrics(**epoch))
-            training.begin_epoch(len(history))
-            goes_on = callbacks.on_epoch(history[-1]) is not False
-        training.load(state["training"])
-        best_weights, left, counted = state["best_weights"], state["left"].to(left.device), state["counted"]
 
-    scale, shown = 1.0, train
-    while goes_on and not _over(history, config):
-        number, done = len(history) + 1, sum(planned.pixels for planned in plan[: len(history)])
-        planned = plan[len(history)]
-        training.begin_epoch(number)
-        meter = Meter(callbacks.on_progress, number, planned.steps, done / pixels, planned.pixels / pixels)
-        if planned.scale != scale:
-            scale, shown = planned.scale, ImageDataset(resize_images(train.images, planned.scale), train.labels)
-        if len(left):
-            meter.load(counted)
-        else:
-            hardest = training.losses.topk(planned.images).indices
-            left = epoch_indices(hardest, config.batch_size, training.generator)
-        for handful in iter_batches(shown, left, config.batch_size, training.augmented):
-            for batch in handful:
-                lr = training.lr
-                loss, logits = training.step(batch)
-                meter.add(lr, loss, logits, batch.labels)
-            left = left[sum(len(batch.labels) for batch in handful) :]
-            if len(left):
-                callbacks.on_checkpoint(standing)
-        told = meter.tell()
-        val_loss, val_accuracy = _validate(training.kept, val, config) if len(val.labels) else (None, None)
-        history.append(
-            EpochMetrics(
-                epoch=number,
-                lr=meter.lr,
-                image_scale=scale,
-                images=meter.images,
-                train_loss=told.loss,
-                train_accuracy=told.accuracy,
-                val_loss=val_loss,
-                val_accuracy=val_accuracy,
-                seconds=time.perf_counter() - meter.started,
-                images_per_s=told.images_per_s,
-            )
-        )
-        goes_on = callbacks.on_epoch(history[-1]) is not False
-        if _best(history, config) is history[-1]:
-            best_weights = _copied(training.kept)
-        callbacks.on_checkpoint(standing)
-    model.load_state_dict(best_weights)
-    return FitResult(history, _best(history, config).epoch, stopped_early=len(history) < config.epochs)
-
-
-def _over(history: Sequence[EpochMetrics], config: TrainConfig) -> bool:
-    """Whether all epochs are done, or so many without a better one that patience ends."""
-    if len(history) == config.epochs:
-        return True
-    if config.patience is None or not history:
-        return False
-    return len(history) - max(_best(history, config).epoch, config.freeze_epochs) >= config.patience
-
-
-def _best(history: Sequence[EpochMetrics], config: TrainConfig) -> EpochMetrics:
-    """The epoch whose weights are kept; of equally good ones the first."""
+def _best_epoch(history: Sequence[EpochMetrics], config: TrainConfig) -> EpochMetrics:
+    """Return the epoch whose weights are kept; the first one of equally good ones."""
     return max(history, key=lambda epoch: _score(epoch, config.keep))
 
 
 def _score(epoch: EpochMetrics, keep: str) -> float:
-    """What the best epoch has most of."""
     if keep == "last" or epoch.val_loss is None or epoch.val_accuracy is None:
         return epoch.epoch
     return epoch.val_accuracy if keep == "val_accuracy" else -epoch.val_loss
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """What an epoch trains on; `pixels` is in those of one batch of full-sized images."""
-
-    scale: float
-    images: int
-    steps: int
-
-    @classmethod
-    def of(cls, epoch: int, images: int, config: TrainConfig) -> "_Plan":
-        share = scheduled(config.hard_example_fraction, epoch, config.epochs)
-        # In the first epoch no image is known to be hard, and each has to be seen once.
-        shown = images if epoch == 1 else min(images, max(config.batch_size, round(share * images)))
-        scale = scheduled(config.progressive_resizing, epoch, config.epochs)
-        return cls(scale, shown, batches_per_epoch(shown, config.batch_size))
-
-    @property
-    def pixels(self) -> float:
-        return self.steps * self.scale**2
-
-
-def scheduled(values: Sequence[float], epoch: int, epochs: int) -> float:
-    """The value for `epoch` (from 1): each has an equal part of the epochs, and the last epoch has the last value."""
-    return values[-(-epoch * len(values) // epochs) - 1]
-
-
-def _copied(model: nn.Module) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in model.state_dict().items()}
-
-
-def _validate(model: nn.Module, val: ImageDataset, config: TrainConfig) -> tuple[float, float]:
-    logits = predict(model, val.images, max(config.batch_size, 500), config.dtype)
-    loss = F.cross_entropy(logits, val.labels).item()
-    if not math.isfinite(loss):
-        raise Diverged("validation loss")
-    return loss, (logits.argmax(1) == val.labels).sum().item() / len(val.labels)

@@ -1,4 +1,4 @@
-"""Running loss and accuracy of an epoch."""
+"""Loss, accuracy and speed of a training epoch, while it runs."""
 
 import math
 import time
@@ -9,90 +9,102 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vision.core.plan import EpochPlan
 
-class Diverged(ArithmeticError):
-    """The loss is no longer a finite number."""
+_REPORT_SECONDS = 0.25
+
+
+class DivergenceError(ArithmeticError):
+    """The loss is not finite."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where training stands; loss, accuracy and speed are this epoch's so far.
+    """The progress of a training; loss, accuracy and speed are those of the current epoch so far.
 
-    `share`, in [0, 1], is how much of all the pixels has been trained on: small or fewer images take less time.
+    `fraction`, in [0, 1], is the part of the whole training's work that is done. Work is measured in pixels, because
+    small images, and epochs of fewer images, take less time.
     """
 
     epoch: int
-    share: float
+    fraction: float
     loss: float
     accuracy: float
     images_per_s: float
 
 
 class Meter:
-    """Sums up seldom: a GPU has to wait for that, and small batches add up. When it does so changes no figure."""
+    """Sums up the loss and accuracy of an epoch, and reports them about every quarter of a second.
 
-    def __init__(
-        self,
-        on_progress: Callable[[Progress], None],
-        epoch: int,
-        steps: int,
-        done: float,
-        part: float,
-    ) -> None:
-        """`done` is the share of all training that lies before this epoch of `steps` steps, `part` the epoch's own."""
+    Results are read from the device only for a report, because reading makes a GPU wait. The figures do not depend on
+    when that happens.
+    """
+
+    def __init__(self, plan: EpochPlan, on_progress: Callable[[Progress], None]) -> None:
+        """Start the clock of the epoch that `plan` describes; `on_progress` gets the reports."""
+        self.plan = plan
         self.on_progress = on_progress
-        self.epoch, self.steps, self.done, self.part = epoch, steps, done, part
-        self.started = self.told = time.perf_counter()
+        self.start_time = self._report_time = time.perf_counter()
         self.step = self.images = self.correct = 0
         self.loss = self.lr = 0.0
-        self.waiting: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._pending: list[tuple[Tensor, Tensor, Tensor]] = []
 
-    def add(self, lr: float, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
-        """Take a step into account: its learning rate, its mean loss, and its logits [B, classes] for `labels` [B]."""
+    def update(self, lr: float, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """Add a step.
+
+        Args:
+            lr: learning rate of the step.
+            loss: scalar, the mean over the batch.
+            logits: [B, classes].
+            labels: int64 [B].
+
+        Raises:
+            DivergenceError: the sum of the losses is not finite; checked at each report.
+        """
         self.step += 1
         self.images += len(labels)
         self.lr = max(self.lr, lr)
-        self.waiting.append((loss.detach(), logits.detach(), labels))
-        if time.perf_counter() - self.told > 0.25:
-            self.tell()
+        self._pending.append((loss.detach(), logits.detach(), labels))
+        if time.perf_counter() - self._report_time > _REPORT_SECONDS:
+            self.summary()
 
-    def tell(self) -> Progress:
-        """Tell how the epoch goes so far.
+    def summary(self) -> Progress:
+        """Return the progress, and pass it to `on_progress`.
 
         Raises:
-            Diverged: the loss is not finite.
+            DivergenceError: the sum of the losses is not finite.
         """
-        self._sum_up()
-        self.told = time.perf_counter()
+        self._sum_pending()
+        self._report_time = time.perf_counter()
         progress = Progress(
-            epoch=self.epoch,
-            share=self.done + self.part * self.step / self.steps,
+            epoch=self.plan.epoch,
+            fraction=self.plan.start + (self.plan.end - self.plan.start) * self.step / self.plan.steps,
             loss=self.loss / self.images,
             accuracy=self.correct / self.images,
-            images_per_s=self.images / (self.told - self.started),
+            images_per_s=self.images / (self._report_time - self.start_time),
         )
         self.on_progress(progress)
         return progress
 
-    def state(self) -> dict[str, Any]:
-        """What `load` goes on from."""
-        self._sum_up()
-        counted = {name: getattr(self, name) for name in ("step", "images", "correct", "loss", "lr")}
-        return {**counted, "seconds": time.perf_counter() - self.started}
+    def state_dict(self) -> dict[str, Any]:
+        """Return the sums and the seconds so far."""
+        self._sum_pending()
+        sums = {name: getattr(self, name) for name in ("step", "images", "correct", "loss", "lr")}
+        return {**sums, "seconds": time.perf_counter() - self.start_time}
 
-    def load(self, state: dict[str, Any]) -> None:
-        """Go on from there; the seconds between count for nothing."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned; the time in between does not count."""
         seconds = state["seconds"]
         vars(self).update({name: value for name, value in state.items() if name != "seconds"})
-        self.started = self.told = time.perf_counter() - seconds
+        self.start_time = self._report_time = time.perf_counter() - seconds
 
-    def _sum_up(self) -> None:
-        if self.waiting:
-            losses, logits, labels = zip(*self.waiting, strict=True)
-            self.waiting = []
-            # One by one, so that the sum does not depend on how many have come together.
+    def _sum_pending(self) -> None:
+        if self._pending:
+            losses, logits, labels = zip(*self._pending, strict=True)
+            self._pending = []
+            # Added one by one, so that the sum does not depend on how many steps are pending.
             for loss in torch.stack(losses).tolist():
-                self.loss += loss * len(labels[0])  # all batches of an epoch are of one size
+                self.loss += loss * len(labels[0])  # all batches of an epoch have the same size
             self.correct += int((torch.cat(logits).argmax(1) == torch.cat(labels)).sum())
         if not math.isfinite(self.loss):
-            raise Diverged(f"training loss in epoch {self.epoch}, step {self.step} of {self.steps}")
+            raise DivergenceError(f"training loss in epoch {self.plan.epoch}, step {self.step} of {self.plan.steps}")

@@ -1,4 +1,4 @@
-"""A step of training, and all that changes with it: the state that training can go on from."""
+"""A training step, and all state that it changes."""
 
 import math
 import warnings
@@ -10,12 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from vision.core.amx_convolution import fast_convolutions
-from vision.core.augment.color_jitter import ColorJitter
-from vision.core.augment.crop_flip import RandomCropFlip
-from vision.core.augment.cutout import Cutout
-from vision.core.augment.mixup import Mix
-from vision.core.augment.rotate import Rotate
+from vision.core.amx_convolution import convolution_context
+from vision.core.augment.pipeline import Augmentation
 from vision.core.config import TrainConfig
 from vision.core.data import Batch, ImageDataset
 from vision.core.inference import autocast
@@ -24,40 +20,46 @@ from vision.core.optim.optimizers import build_optimizers
 from vision.core.optim.schedules import build_schedule
 
 State = dict[str, Any]
-"""Numbers, text and tensors, in lists and dictionaries: what torch.load reads back with `weights_only`."""
+"""Numbers, strings and tensors in lists and dictionaries, which torch.load reads with `weights_only=True`."""
 
 
 class Trainer:
-    """A network that learns. `kept` is what is validated and kept of it: itself, or the average of its weights."""
+    """Trains a model step by step.
+
+    Attributes:
+        eval_model: the model to validate and to keep: the trained one, or the moving average of its weights.
+        augmentation: how training batches are augmented.
+        generator: the source of all random numbers except those of the model itself, such as dropout.
+    """
 
     def __init__(self, model: nn.Module, train: ImageDataset, config: TrainConfig, steps: int) -> None:
-        """Train `model` on images of `train` for so many steps in all."""
+        """Prepare a training.
+
+        Args:
+            model: maps images [B, H, W, C] to logits [B, classes], on the device of the images. It is trained in place.
+            train: the training split.
+            config: how to train.
+            steps: of the whole training, for the learning-rate schedule.
+        """
         self.model, self.config = model, config
         self.device = train.images.device
         self.generator = torch.Generator(self.device).manual_seed(config.seed)
-        self.augment = RandomCropFlip(
-            config.augment.flip, config.augment.crop_padding, len(train.labels), self.generator
-        )
-        self.rotate = Rotate(config.augment.rotation, self.generator)
-        self.jitter = ColorJitter(config.augment.color_jitter, self.generator)
-        self.cutout = Cutout(config.augment.cutout, train.images, self.generator)
-        self.mix = Mix(config.augment.mixup, config.augment.cutmix, self.generator)
+        self.augmentation = Augmentation(config.augment, train.images, self.generator)
         self.optimizers = build_optimizers(model, config.optimizer, config.lr, config.dtype)
-        planned = (build_schedule(made, config.schedule, steps, config.warmup) for made in self.optimizers)
-        self.schedules = [going for going in planned if going]
-        self.convolutions: AbstractContextManager[object] = nullcontext()
-        if config.amx_convolution == "auto":
-            self.convolutions = fast_convolutions(model, config.batch_size, self.device, config.dtype)
-        self.trained = [p for p in model.parameters() if p.requires_grad]
-        self.average = None if config.ema_decay is None else ModelEMA(model, config.ema_decay)
-        self.kept = model if self.average is None else self.average.model
-        # Half-precision gradients of small values vanish without a scale; bf16 has the range of fp32 and needs none.
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.dtype == torch.float16)
-        # The scaler leaves out steps whose gradients overflow, the first one perhaps; the schedule goes on all the
-        # same.
-        warnings.filterwarnings("ignore", r"Detected call of `lr_scheduler.step\(\)`")
-        self.selecting = min(config.hard_example_fraction) < 1
+        schedules = (build_schedule(optimizer, config.schedule, steps, config.warmup) for optimizer in self.optimizers)
+        self.schedules = [schedule for schedule in schedules if schedule is not None]
+        self.trainable_params = [param for param in model.parameters() if param.requires_grad]
+        self.ema = None if config.ema_decay is None else ModelEMA(model, config.ema_decay)
+        self.eval_model = model if self.ema is None else self.ema.model
+        self.hard_mining = min(config.hard_example_fraction) < 1
         self.losses = torch.full((len(train.labels),), math.inf, device=self.device)  # of each image when last seen
+        self._convolution_context: AbstractContextManager[object] = nullcontext()
+        if config.amx_convolution == "auto":
+            self._convolution_context = convolution_context(model, config.batch_size, self.device, config.dtype)
+        # Small gradients underflow in float16 without a scale. bfloat16 has the range of float32.
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.dtype == torch.float16)
+        # Expected where the first step of an optimizer is skipped: its gradients overflow, or its layers are frozen.
+        warnings.filterwarnings("ignore", r"Detected call of `lr_scheduler.step\(\)`")
 
     @property
     def lr(self) -> float:
@@ -65,91 +67,95 @@ class Trainer:
         return self.optimizers[0].param_groups[0]["lr"]
 
     def begin_epoch(self, epoch: int) -> None:
-        """Train the head alone, or everything. Frozen layers do not learn statistics either."""
+        """Set the mode and the trainable parameters of `epoch` (from 1).
+
+        In the first `config.freeze_epochs` only the head is trained, and batch normalization does not update its
+        statistics.
+        """
         self.model.train()
         frozen = epoch <= self.config.freeze_epochs
-        for p in self.trained:
-            p.requires_grad_(not frozen)
+        for param in self.trainable_params:
+            param.requires_grad_(not frozen)
         if frozen:
-            for p in cast(nn.Module, self.model.head).parameters():
-                p.requires_grad_(True)
+            for param in cast(nn.Module, self.model.head).parameters():
+                param.requires_grad_(True)
             for module in self.model.modules():
                 if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)):
                     module.eval()
 
-    def augmented(self, images: Tensor, numbers: Tensor) -> Tensor:
-        """Vary images [N, H, W, C] that are numbered [N] in the data set."""
-        return self.cutout(self.jitter(self.rotate(self.augment(images, numbers))))
+    def hardest_images(self, count: int) -> Tensor:
+        """Return the indices, int64 [count], of the images with the highest loss when they were last seen."""
+        return self.losses.topk(count).indices
 
     def step(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Learn from a batch, and give its mean loss and its logits."""
-        smoothing, clip_norm = self.config.label_smoothing, self.config.clip_grad_norm
-        images, others, weights = self.mix(batch.images, batch.labels)
-        with autocast(self.device, self.config.dtype), self.convolutions:
-            logits = self.model(images)
-        each = F.cross_entropy(logits, batch.labels, label_smoothing=smoothing, reduction="none")
-        if weights is not None:
-            of_others = F.cross_entropy(logits, others, label_smoothing=smoothing, reduction="none")
-            each = weights * each + (1 - weights) * of_others
-        loss = each.mean()
+        """Train on a batch.
+
+        Returns:
+            The mean loss, a scalar, and the logits [B, classes], both from before the update.
+        """
+        with autocast(self.device, self.config.dtype), self._convolution_context:
+            logits = self.model(batch.images)
+        losses = self._cross_entropy(logits, batch)
+        loss = losses.mean()
         self.scaler.scale(loss).backward()
-        if self.selecting:
-            self.losses[batch.numbers] = each.detach()
-        moving = [optimizer for optimizer in self.optimizers if _has_gradients(optimizer)]  # the others are frozen
-        if clip_norm is not None:
-            for optimizer in moving:
-                self.scaler.unscale_(optimizer)
-            nn.utils.clip_grad_norm_(self.trained, clip_norm)
-        for optimizer in moving:
-            self.scaler.step(optimizer)
-        for p in self.trained:
-            p.grad = None
-        for going in self.schedules:
-            going.step()
-        self.scaler.update()
-        if self.average is not None:
-            self.average.update()
+        if self.hard_mining:
+            self.losses[batch.indices] = losses.detach()
+        self._update_weights()
         return loss, logits
 
-    def state(self) -> State:
-        """What `load` goes on from; its tensors are those that the next step changes."""
+    def _cross_entropy(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Return the loss of each image, float32 [B]; that of a mixed image is weighted over both labels."""
+        smoothing = self.config.label_smoothing
+        losses = F.cross_entropy(logits, batch.labels, label_smoothing=smoothing, reduction="none")
+        if batch.other_labels is None or batch.weights is None:
+            return losses
+        other_losses = F.cross_entropy(logits, batch.other_labels, label_smoothing=smoothing, reduction="none")
+        return batch.weights * losses + (1 - batch.weights) * other_losses
+
+    def _update_weights(self) -> None:
+        optimizers = [optimizer for optimizer in self.optimizers if _has_gradients(optimizer)]  # not those frozen
+        if self.config.clip_grad_norm is not None:
+            for optimizer in optimizers:
+                self.scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(self.trainable_params, self.config.clip_grad_norm)
+        for optimizer in optimizers:
+            self.scaler.step(optimizer)
+        for param in self.trainable_params:
+            param.grad = None
+        for schedule in self.schedules:
+            schedule.step()
+        self.scaler.update()
+        if self.ema is not None:
+            self.ema.update()
+
+    def state_dict(self) -> State:
+        """Return everything that a step changes. The tensors are the ones that the next step overwrites."""
         return {
-            **{name: part.state_dict() for name, part in self._parts().items()},
-            "average_steps": self.average.steps if self.average else 0,
-            "generators": [generator.get_state() for generator in self._generators()],
-            "coins": self.augment.coins,
+            "parts": {name: part.state_dict() for name, part in self._parts().items()},
             "losses": self.losses,
+            "generator": self.generator.get_state(),
+            "rng": torch.get_rng_state(),
+            "device_rng": None if self.device.type == "cpu" else torch.get_device_module(self.device).get_rng_state(),
         }
 
-    def load(self, state: State) -> None:
-        """Go on from a state of the same settings; its tensors may be on any device, and become this object's own."""
+    def load_state_dict(self, state: State) -> None:
+        """Restore what `state_dict` returned, for the same configuration. Tensors may be on any device."""
         for name, part in self._parts().items():
-            part.load_state_dict(state[name])
-        if self.average:
-            self.average.steps = state["average_steps"]
-        for generator, place in zip(self._generators(), state["generators"], strict=True):
-            generator.set_state(place)
-        self.augment.coins.copy_(state["coins"])
+            part.load_state_dict(state["parts"][name])
         self.losses.copy_(state["losses"])
+        self.generator.set_state(state["generator"])
+        torch.set_rng_state(state["rng"])
+        if self.device.type != "cpu":
+            torch.get_device_module(self.device).set_rng_state(state["device_rng"])
 
     def _parts(self) -> dict[str, Any]:
-        """What has a state dict."""
-        parts = {"model": self.model, "scaler": self.scaler} | ({"average": self.kept} if self.average else {})
-        # A schedule reads the learning rates of its optimiser, which are the optimiser's to load.
-        for name, several in (("optimizer", self.optimizers), ("schedule", self.schedules)):
-            parts |= {f"{name}_{number}": part for number, part in enumerate(several)}
-        return parts
-
-    def _generators(self) -> list[torch.Generator]:
-        """All that numbers are drawn from, torch's own among them, which dropout draws from."""
-        made = (self.generator, self.jitter.host, self.mix.host)
-        own = [torch.default_generator]
-        if self.device.type == "cuda":
-            own.append(torch.cuda.default_generators[torch.cuda.current_device()])
-        elif self.device.type == "mps":
-            own.append(torch.mps._get_default_mps_generator())
-        return [generator for generator in made if generator is not None] + own
+        """Return all objects that have a state dict."""
+        parts = {"model": self.model, "augmentation": self.augmentation, "scaler": self.scaler}
+        # Optimizers come before schedules, which share their learning rates.
+        parts |= {f"optimizer_{i}": optimizer for i, optimizer in enumerate(self.optimizers)}
+        parts |= {f"schedule_{i}": schedule for i, schedule in enumerate(self.schedules)}
+        return parts if self.ema is None else parts | {"ema": self.ema}
 
 
 def _has_gradients(optimizer: Optimizer) -> bool:
-    return any(p.grad is not None for group in optimizer.param_groups for p in group["params"])
+    return any(param.grad is not None for group in optimizer.param_groups for param in group["params"])

@@ -8,6 +8,7 @@ import io
 import json
 import pickle
 import tarfile
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -104,17 +105,17 @@ def verify(path: Path, checksums: Mapping[str, str]) -> None:
         raise UserError(f"no checksum for {path.name} (known: {', '.join(checksums)}); set download.checksums")
     expected = checksums[path.name]
     with path.open("rb") as file:
-        new_hash = partial(hashlib.new, algorithm(expected), usedforsecurity=False)
+        new_hash = partial(hashlib.new, hash_algorithm(expected), usedforsecurity=False)
         actual = hashlib.file_digest(file, new_hash).hexdigest()
     if actual != expected:
         raise UserError(
-            f"{path.name} has the {algorithm(expected).upper()} {actual}, expected {expected}; "
+            f"{path.name} has the {hash_algorithm(expected).upper()} {actual}, expected {expected}; "
             "download it again, or set download.checksums if the data is your own"
         )
 
 
-def algorithm(checksum: str) -> str:
-    """The hash function of a checksum in hexadecimal digits."""
+def hash_algorithm(checksum: str) -> str:
+    """The name of the hash function that a hexadecimal checksum comes from."""
     return "md5" if len(checksum) == 32 else "sha256"
 
 
@@ -156,7 +157,8 @@ def _no_data(dataset: Dataset) -> UserError:
 
 
 def _decode(files: Files) -> Decoded:
-    train, test = [], []
+    train: list[Split] = []
+    test: list[Split] = []
     classes = list(CLASSES)
     name = "meta"
     try:
@@ -211,7 +213,8 @@ def _parse_npm(name: str, content: bytes, files: Files) -> Split:
     """A PNG with one row per image; the labels of a whole split are one JSON list."""
     from PIL import Image
 
-    images = np.asarray(Image.open(io.BytesIO(content), formats=["PNG"])).reshape(-1, SIDE, SIDE, 3)
+    with warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning):
+        images = np.asarray(Image.open(io.BytesIO(content), formats=["PNG"])).reshape(-1, SIDE, SIDE, 3)
     if name.startswith("test"):
         return Split(images, np.array(json.loads(files["test_lables.json"])))
     start = _BATCHES.index(name.removesuffix(".png")) * len(images)

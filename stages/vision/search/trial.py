@@ -122,8 +122,8 @@ def current_trial(params: Params) -> Trial:
     """
     if _VARIABLE not in os.environ:
         return Trial()
-    place = json.loads(os.environ[_VARIABLE])
-    return StudyTrial(params, place["study"], place["number"])
+    trial_info = json.loads(os.environ[_VARIABLE])
+    return StudyTrial(params, trial_info["study"], trial_info["number"])
 
 
 @contextmanager

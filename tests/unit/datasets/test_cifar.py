@@ -171,9 +171,9 @@ def test_a_changed_file_of_a_folder_is_named(data: OfficialSet, tmp_path: Path) 
     for name, content in binary_files(data).items():
         (tmp_path / name).write_bytes(content)
     known = checksums(*tmp_path.iterdir())
-    content = bytearray((tmp_path / "data_batch_3.bin").read_bytes())
-    content[1000] ^= 1
-    (tmp_path / "data_batch_3.bin").write_bytes(content)
+    changed = bytearray((tmp_path / "data_batch_3.bin").read_bytes())
+    changed[1000] ^= 1
+    (tmp_path / "data_batch_3.bin").write_bytes(changed)
     with pytest.raises(UserError, match=r"^data_batch_3\.bin has the MD5 \w{32}, expected \w{32}; download it again"):
         cifar.read(CIFAR10, tmp_path, known)
     shutil.copy(tmp_path / "data_batch_1.bin", tmp_path / "data_batch_3.bin")

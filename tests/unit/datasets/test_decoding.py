@@ -99,7 +99,7 @@ def huge_png(path: Path, width: int, height: int) -> Path:
 @pytest.mark.parametrize(
     ("width", "height", "says"),
     [
-        (70_000, 10, "70,000 x 10 pixels, more than 65,535 a side"),
+        (70_000, 10, "70,000 x 10 pixels, more than 65,535 on a side"),
         (10_000, 10_000, "exceeds limit"),  # of which Pillow by itself would only warn
         (60_000, 60_000, "exceeds limit"),
     ],

@@ -21,7 +21,7 @@ import numpy as np
 import platformdirs
 import pytest
 
-from disks import filled, read_only, small_disk
+from disks import fill_disk, read_only, small_disk
 from official_formats import (
     CIFAR100_CLASSES,
     OfficialSet,
@@ -305,7 +305,7 @@ def test_a_full_disk_is_named_and_leaves_no_partial_file(
     dataset: Dataset, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
-    with small_disk(cache, 2**20), filled(cache, 100 * 1024):
+    with small_disk(cache, 2**20), fill_disk(cache, 100 * 1024):
         download.fetch(dataset, "auto", None, said.append)
         assert said[-1] == f"warning: the download is not cached, {cache} cannot be written (No space left on device)"
         assert [path.name for path in cache.iterdir()] == ["ballast"]
@@ -313,7 +313,7 @@ def test_a_full_disk_is_named_and_leaves_no_partial_file(
     with small_disk(temporary, 2**20):
         monkeypatch.setattr(tempfile, "tempdir", str(temporary))
         with (
-            filled(temporary, 40 * 1024),
+            fill_disk(temporary, 40 * 1024),
             pytest.raises(UserError, match=rf"\n.*: {temporary}: No space left on device\n"),
         ):
             download.fetch(dataset, "auto", None, said.append)
@@ -330,6 +330,7 @@ for _ in range(200):
 """
 
 
+@pytest.mark.slow
 def test_processes_that_write_the_cache_at_once_do_not_disturb_readers(
     archive: Path, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

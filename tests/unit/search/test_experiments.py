@@ -18,24 +18,12 @@ from vision.pipeline.errors import UserError
 from vision.pipeline.params import Params
 from vision.pipeline.progress import bar
 from vision.search import experiments
-from vision.search import study as studies
 from vision.search.experiments import TrialRunner, find_error
+from vision.search.trial import current_trial, trial_environment
 from vision.tracking.run import Run
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(600)"]
 FAIL = ["sh", "-c", "echo 'train: out of luck'; exit 1"]
-
-REPORT = """
-import json, os, sys
-import optuna
-place = json.loads(os.environ["SEARCH_TRIAL"])
-optuna.logging.set_verbosity(optuna.logging.WARNING)
-storage = optuna.storages.RDBStorage(sys.argv[1])
-study_id = storage.get_study_id_from_name(place["study"])
-trial_id = storage.get_trial_id_from_study_id_trial_number(study_id, place["number"])
-storage.set_trial_user_attr(trial_id, "ended", "finished")
-storage.set_trial_user_attr(trial_id, "val_accuracy", 0.5 + place["number"] / 10)
-"""
 
 
 @pytest.fixture(autouse=True)
@@ -63,9 +51,19 @@ def wait_for_exit(pid: int) -> None:
     os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
 
 
-def test_trials_run_until_there_are_enough(new_runner: Callable[..., TrialRunner], study: optuna.Study) -> None:
-    command = [sys.executable, "-c", REPORT, f"sqlite:///{studies.DATABASE}"]
-    runner = new_runner(lambda name, changes: command, jobs=2, trials=3)
+def test_trials_run_until_there_are_enough(
+    new_runner: Callable[..., TrialRunner], params: Params, study: optuna.Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def command(name: str, changes: Sequence[str]) -> list[str]:
+        """Report as the training of this trial would; its process has nothing left to do."""
+        number = int(name.removeprefix("s-"))
+        with monkeypatch.context() as patch:
+            for variable, value in trial_environment("s", number, jobs=2).items():
+                patch.setenv(variable, value)
+            current_trial(params).end("finished", 0.5 + number / 10)
+        return ["true"]
+
+    runner = new_runner(command, jobs=2, trials=3)
     runner.run()
     assert [(trial.state, trial.value) for trial in study.trials] == [
         (TrialState.COMPLETE, pytest.approx(0.5 + number / 10)) for number in range(3)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from processes import at_once
+from processes import run_concurrently
 from vision.tracking import store
 
 LOG_DATA = """
@@ -26,7 +26,7 @@ def test_runs_that_enter_the_same_new_data_at_once_all_have_it(tmp_path: Path) -
     client = store.client(uri)
     experiment = store.experiment_id(client, "pets")
     run_ids = [[client.create_run(experiment).info.run_id for _ in range(5)] for _ in range(4)]
-    at_once([[LOG_DATA, uri, *some] for some in run_ids])
+    run_concurrently([[LOG_DATA, uri, *some] for some in run_ids])
     for some in run_ids:
         entered = [client.get_run(run_id).inputs for run_id in some]
         digests = [[data.dataset.digest for data in inputs.dataset_inputs] for inputs in entered if inputs]

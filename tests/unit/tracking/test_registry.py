@@ -7,7 +7,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 
-from processes import at_once
+from processes import run_concurrently
 from vision.tracking.registry import register, registered_name
 
 CLASSES = '["cat", "dog"]'
@@ -82,7 +82,7 @@ for accuracy in map(float, sys.argv[2:]):
 @pytest.mark.slow
 def test_of_many_at_once_the_best_is_champion_and_the_newest_challenger(client: MlflowClient, tmp_path: Path) -> None:
     accuracies = [[str((7 * number + 3 * turn) % 16 / 16) for turn in range(4)] for number in range(4)]
-    at_once([[ENTER, f"sqlite:///{tmp_path}/mlflow.db", *some] for some in accuracies])
+    run_concurrently([[ENTER, f"sqlite:///{tmp_path}/mlflow.db", *some] for some in accuracies])
     versions = client.search_model_versions("name = 'pets'")
     assert len(versions) == 16
     best = max(float(version.tags["val_accuracy"]) for version in versions)

@@ -3,10 +3,11 @@
 import torch
 
 
-def host_generator(generator: torch.Generator) -> torch.Generator:
-    """Make a generator on the CPU, seeded by `generator`, for what decides which code runs.
+def make_cpu_generator(generator: torch.Generator) -> torch.Generator:
+    """Make a generator on the CPU that is seeded by `generator`.
 
-    Reading such a choice from a GPU would make the host wait for it in every step.
+    It is for numbers that decide which code runs. If they were drawn on a GPU, the CPU would have to wait for the GPU
+    at every step.
     """
     seed = torch.randint(2**62, (), generator=generator, device=generator.device)
     return torch.Generator().manual_seed(int(seed))

@@ -1,6 +1,6 @@
-"""The networks, by name: one file a family; each maps normalised images [N, C, H, W] to logits [N, classes]."""
+"""The classifier: a network together with its normalization, and the registry of networks."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +12,21 @@ from vision.core.models.convnet import ConvNet
 from vision.core.models.plain_cnn import PlainCNN, PlainCNNConfig
 from vision.core.models.torchvision_models import build_torchvision
 
-MOST_PARAMETERS = 10**9
-"""Of a network of this project; torchvision's have up to 644 million. With more, memory is likelier to end first."""
+MAX_PARAMETERS = 10**9
+"""The largest network of this project that `build` accepts. torchvision's have up to 644 million parameters."""
+
+NETWORKS: dict[str, Callable[[Sequence[int], int, dict[str, Any]], nn.Module]] = {
+    "convnet": lambda shape, classes, options: ConvNet(shape[-1], classes, **options),
+    "plain_cnn": lambda shape, classes, options: PlainCNN(shape, classes, PlainCNNConfig(**options)),
+}
+"""This project's networks: functions of the image shape [H, W, C], the number of classes, and the options.
+
+The options are the section of `model` in params.yaml that has the network's name.
+"""
 
 
 class Classifier(nn.Module):
-    """A network with its normalisation, so that training, testing and serving cannot disagree about it."""
+    """A network with its normalization, so that training, evaluation and serving normalize in the same way."""
 
     scale: Tensor
     offset: Tensor
@@ -25,9 +34,13 @@ class Classifier(nn.Module):
     def __init__(
         self, network: nn.Module, mean: Sequence[float], std: Sequence[float], input_scale: float = 1.0
     ) -> None:
-        """Wrap `network`; `mean` and `std` hold a figure a channel, for pixels in [0, 1].
+        """Wrap a network.
 
-        Images are enlarged `zoom` times before the network sees them.
+        Args:
+            network: maps normalized images [N, C, H, W] to logits [N, classes].
+            mean: of each channel, for pixels in [0, 1].
+            std: of each channel, for pixels in [0, 1].
+            input_scale: factor by which images are resized before the network gets them.
         """
         super().__init__()
         self.network = network
@@ -36,15 +49,15 @@ class Classifier(nn.Module):
         self.register_buffer("offset", -(torch.tensor(mean) / torch.tensor(std)).view(1, -1, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Map images [N, H, W, C], uint8 or float in [0, 255], to float logits [N, classes]."""
-        return self.network(self.normalized(images)).float()
+        """Map images [N, H, W, C], uint8 or float in [0, 255], to logits float32 [N, classes]."""
+        return self.network(self.normalize(images)).float()
 
-    def normalized(self, images: Tensor) -> Tensor:
-        """Map images [N, H, W, C] in [0, 255] to float32 [N, C, H, W] in the memory order channels_last."""
-        # A row of pixels at a time: on a CPU eight times faster than a pixel at a time, as [C] against [W, C].
-        scale, offset = (one.flatten().expand(images.shape[2], -1).flatten() for one in (self.scale, self.offset))
+    def normalize(self, images: Tensor) -> Tensor:
+        """Map images [N, H, W, C] in [0, 255] to float32 [N, C, H, W] in the memory format channels_last."""
+        # The computation is on whole rows [W * C], which is eight times faster on a CPU than on single pixels [C].
+        scale, offset = (buffer.flatten().expand(images.shape[2], -1).flatten() for buffer in (self.scale, self.offset))
         pixels = torch.addcmul(offset, images.flatten(2).float(), scale).view(images.shape)
-        # Seen as [N, C, H, W], images that lie in memory as [N, H, W, C] are channels_last already.
+        # A permuted [N, H, W, C] tensor is channels_last already.
         pixels = pixels.permute(0, 3, 1, 2)
         if self.input_scale == 1:
             return pixels
@@ -53,21 +66,25 @@ class Classifier(nn.Module):
 
     @property
     def head(self) -> nn.Module:
-        """The last layer that has weights: it makes the logits."""
+        """The last linear or convolutional layer, which computes the logits."""
         return [module for module in self.network.modules() if isinstance(module, (nn.Linear, nn.Conv2d))][-1]
 
     @property
-    def normalizes(self) -> bool:
-        """Whether the network has layers that normalise features."""
-        kinds = (nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm)
-        return any(isinstance(module, kinds) for module in self.network.modules())
+    def has_normalization_layers(self) -> bool:
+        """Whether the network contains batch, group or layer normalization."""
+        layer_types = (nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm)
+        return any(isinstance(module, layer_types) for module in self.network.modules())
 
     @torch.no_grad()
     def initialize_from(self, images: Tensor) -> None:
-        """Let a network whose first weights depend on the data see some of the training images, uint8 [N, H, W, C]."""
+        """Initialize a network whose first weights depend on the data; does nothing for other networks.
+
+        Args:
+            images: uint8 [N, H, W, C], training images. The first ones are used, about five million pixels.
+        """
         if initialize := getattr(self.network, "initialize_from", None):
             pixels = self.input_scale**2 * images.shape[1] * images.shape[2]
-            initialize(self.normalized(images[: max(1, int(5000 * 32 * 32 / pixels))]))
+            initialize(self.normalize(images[: max(1, int(5000 * 32 * 32 / pixels))]))
 
 
 @dataclass(frozen=True)
@@ -77,8 +94,8 @@ class InputSpec:
     Attributes:
         image_shape: [H, W, C].
         mean: of each channel, for pixels in [0, 1].
-        std: of each channel.
-        image_size: pixels of the shorter side that images are resized to inside the model. None leaves them.
+        std: of each channel, for pixels in [0, 1].
+        image_size: pixels of the shorter side that images are resized to inside the model. None does not resize.
     """
 
     image_shape: Sequence[int]
@@ -88,30 +105,26 @@ class InputSpec:
 
 
 def build(name: str, options: dict[str, Any], inputs: InputSpec, classes: int) -> Classifier:
-    """Make a classifier, its weights random (seed with `torch.manual_seed`).
+    """Build a classifier with random weights, drawn from PyTorch's global generator.
 
     Args:
-        name: "convnet", "plain_cnn" or what torchvision calls a classifier of its own.
-        options: what the family's class or function takes beside the shape and the classes.
+        name: a key of `NETWORKS`, or the name of one of torchvision's classifiers.
+        options: the parameters of the network's family; "stem" for torchvision.
         inputs: the images that it is given.
-        classes: how many.
+        classes: number of classes.
 
     Raises:
-        ValueError: there is no such network, or not for such images; the message names the parameter.
+        ValueError: there is no such network, or it does not accept such images. The message names the parameter.
     """
     input_scale = 1.0 if inputs.image_size is None else inputs.image_size / min(inputs.image_shape[:2])
     *size, channels = inputs.image_shape
-    seen = [*(round(input_scale * pixels) for pixels in size), channels]
-
-    def made() -> nn.Module:
-        if name == "convnet":
-            return ConvNet(channels, classes, **options)
-        return PlainCNN(seen, classes, PlainCNNConfig(**options))
-
-    if name in ("convnet", "plain_cnn"):
-        with torch.device("meta"):  # where tensors have a shape, and take no memory
-            parameters = sum(p.numel() for p in made().parameters())
-        if parameters > MOST_PARAMETERS:
-            raise ValueError(f"model.{name}: {parameters:,} parameters are more than {MOST_PARAMETERS:,}; use fewer")
-    network = made() if name in ("convnet", "plain_cnn") else build_torchvision(name, seen, classes, **options)
+    network_shape = [*(round(input_scale * side) for side in size), channels]
+    if name in NETWORKS:
+        with torch.device("meta"):  # tensors without memory
+            parameters = sum(param.numel() for param in NETWORKS[name](network_shape, classes, options).parameters())
+        if parameters > MAX_PARAMETERS:
+            raise ValueError(f"model.{name}: {parameters:,} parameters are more than {MAX_PARAMETERS:,}; use fewer")
+        network = NETWORKS[name](network_shape, classes, options)
+    else:
+        network = build_torchvision(name, network_shape, classes, **options)
     return Classifier(network, inputs.mean, inputs.std, input_scale).to(memory_format=torch.channels_last)

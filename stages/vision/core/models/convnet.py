@@ -1,9 +1,12 @@
-"""A small, fast convolutional net: a whitening layer, blocks of 3x3 convolutions, one linear layer.
+"""A small, fast convolutional network: a whitening layer, blocks of 3x3 convolutions, and a linear layer.
 
-Built of ideas that are public knowledge from the CIFAR-10 speed records (Page 2019, "How to train your ResNet";
-Jordan 2024, arXiv:2404.00498): fixed patch whitening first, pooling before normalisation so that all that follows a
-convolution works on a quarter of the pixels, normalisation that learns a bias but no scale, and filters that begin by
-passing their inputs on.
+The ideas are those of the CIFAR-10 speed records (Page 2019, "How to Train Your ResNet"; Jordan 2024,
+arXiv:2404.00498):
+
+- A fixed whitening of patches comes first.
+- Pooling comes before normalization, so that everything after a convolution works on a quarter of the pixels.
+- Normalization learns a bias but no scale.
+- Convolutions are initialized to the identity.
 """
 
 from collections.abc import Sequence
@@ -15,47 +18,52 @@ from torch import Tensor, nn
 
 
 class ConvNet(nn.Module):
-    """`widths` holds the channels of each block, `depth` the convolutions in a block; each block halves the image."""
+    """The network; `widths` holds the channels of each block, `depth` is the number of convolutions in a block.
+
+    Each block halves the size of the image.
+    """
 
     def __init__(self, channels: int, classes: int, widths: Sequence[int], depth: int) -> None:
-        """Make the net with random weights; call `initialize_from` before training."""
+        """Initialize with random weights; call `initialize_from` before training."""
         super().__init__()
-        # Each principal direction of the 2x2 patches and its negative: SiLU keeps one sign of either.
-        whitened = 2 * channels * 2 * 2
-        # Nothing here is trained, so that no gradient has to be computed at full size: a tenth of a step's time.
-        self.first = nn.Conv2d(channels, whitened, kernel_size=2, bias=False).requires_grad_(False)
-        inputs = [whitened, *widths]
+        # One filter for each principal component of the 2x2 patches, and one for its negative, because SiLU suppresses
+        # negative outputs.
+        whitened_channels = 2 * channels * 2 * 2
+        # The whitening layer is not trained, so no gradient is computed at full size. That saves 10% of a step.
+        self.first = nn.Conv2d(channels, whitened_channels, kernel_size=2, bias=False).requires_grad_(False)
+        inputs = [whitened_channels, *widths]
         self.blocks = nn.Sequential(*(Block(a, b, depth) for a, b in zip(inputs, widths, strict=False)))
         self.last = nn.Linear(widths[-1], classes, bias=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Map normalised images [N, C, H, W] to logits [N, classes]."""
+        """Map normalized images [N, C, H, W] to logits [N, classes]."""
         features = self.blocks(F.silu(self.first(images)))
         return self.last(features.amax(dim=(2, 3)))
 
     @torch.no_grad()
     def initialize_from(self, images: Tensor, epsilon: float = 5e-4) -> None:
-        """Whiten: set the first layer so that its outputs are uncorrelated, of variance 1, on these normalised images.
+        """Set the whitening layer so that its outputs are uncorrelated and have variance 1 on `images`.
 
         Args:
-            images: [N, C, H, W]; a few thousand are enough.
-            epsilon: added to the variances, so that the weakest directions, mostly noise, are not blown up.
+            images: normalized [N, C, H, W]; a few thousand are enough.
+            epsilon: added to the variances, so that the components of the smallest variance, which are mostly noise,
+                are not amplified.
         """
         weight = self.first.weight
         channels, (height, width) = weight.shape[1], weight.shape[2:]
         patches = images.float().unfold(2, height, 1).unfold(3, width, 1).permute(0, 2, 3, 1, 4, 5)
         flat = patches.reshape(-1, channels * height * width)
-        # A matrix so small is decomposed on the CPU: not every device can.
-        variances, directions = torch.linalg.eigh((flat.T @ flat / len(flat)).cpu())
-        filters = (directions / (variances + epsilon).sqrt()).T.reshape(-1, channels, height, width)
+        # The decomposition is on the CPU, because not every device supports it.
+        variances, components = torch.linalg.eigh((flat.T @ flat / len(flat)).cpu())
+        filters = (components / (variances + epsilon).sqrt()).T.reshape(-1, channels, height, width)
         weight.copy_(torch.cat([filters, -filters]))
 
 
 class Block(nn.Module):
-    """`depth` 3x3 convolutions, each normalised and bent by SiLU; the first is followed by 2x2 pooling."""
+    """`depth` 3x3 convolutions, each followed by batch normalization and SiLU; 2x2 pooling follows the first one."""
 
     def __init__(self, inputs: int, outputs: int, depth: int) -> None:
-        """Map [N, inputs, H, W] to [N, outputs, H // 2, W // 2]."""
+        """Create the layers for `inputs` input channels and `outputs` output channels."""
         super().__init__()
         self.convs = nn.ModuleList(
             nn.Conv2d(inputs if i == 0 else outputs, outputs, kernel_size=3, padding=1, bias=False)
@@ -64,13 +72,13 @@ class Block(nn.Module):
         for conv in self.convs:
             weight = cast(Tensor, conv.weight)
             nn.init.dirac_(weight[: weight.shape[1]].detach())
-        # A running average over the last few batches only: weights move fast in a short training.
+        # A running average over only the last few batches, because weights change fast in a short training.
         self.norms = nn.ModuleList(nn.BatchNorm2d(outputs, momentum=0.4) for _ in range(depth))
         for norm in self.norms:
             norm.weight.requires_grad_(False)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Map [N, inputs, H, W] to [N, outputs, H // 2, W // 2]."""
+        """Map [N, inputs, H, W] to [N, outputs, H // 2, W // 2]; a side of one pixel stays."""
         for i, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
             features = conv(features)
             if i == 0:

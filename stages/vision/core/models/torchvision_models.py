@@ -1,36 +1,40 @@
-"""torchvision's classifiers by their names there, with a beginning of their own for small images."""
+"""torchvision's classifiers, with a variant for small images."""
 
 from collections.abc import Sequence
 
 from torch import nn
 
 
-def names() -> list[str]:
-    """The names of all of torchvision's classifiers."""
+def list_models() -> list[str]:
+    """Return the names of all of torchvision's classifiers."""
     from torchvision import models
 
     return models.list_models(module=models)
 
 
 def build_torchvision(name: str, image_shape: Sequence[int], classes: int, stem: str) -> nn.Module:
-    """Make torchvision's network `name` with random weights.
+    """Build torchvision's network `name` with random weights.
 
-    The `stem` "standard" is torchvision's, for images of some 224x224 pixels. "small" is for images of about 32x32, as
-    He et al. 2015 (arXiv:1512.03385) have it for CIFAR-10: a ResNet begins with a 3x3 convolution of stride 1 and does
-    not pool after it; a VGG, whose first layers fit as they are, ends with one linear layer.
+    Args:
+        name: one of `list_models()`.
+        image_shape: [H, W, C]; C must be 3.
+        classes: number of classes.
+        stem: "standard" is torchvision's own, for images of about 224x224 pixels. "small" is for images of about 32x32
+            pixels: a ResNet starts with a 3x3 convolution of stride 1 and no pooling (He et al. 2015, arXiv:1512.03385,
+            for CIFAR-10), and a VGG ends with a single linear layer.
 
     Raises:
-        ValueError: torchvision has no such network, or it has no such stem; the message names the parameter.
+        ValueError: torchvision has no such network, or the network has no such stem. The message names the parameter.
     """
     from torchvision import models
 
-    if name not in names():
-        raise ValueError(f"model.name: {name!r} is no network of this project and none of torchvision")
+    if name not in list_models():
+        raise ValueError(f"model.name: {name!r} is neither a network of this project nor one of torchvision's")
     if image_shape[-1] != 3:
-        raise ValueError(f"model.name: {name} takes images of 3 channels, not of {image_shape[-1]}")
+        raise ValueError(f"model.name: {name} needs images with 3 channels, these have {image_shape[-1]}")
     # Auxiliary classifiers would need a loss of their own.
-    alone = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
-    network = models.get_model(name, num_classes=classes, **alone)
+    options = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
+    network = models.get_model(name, num_classes=classes, **options)
     if stem == "standard":
         return network
     if isinstance(network, models.ResNet):
@@ -41,5 +45,5 @@ def build_torchvision(name: str, image_shape: Sequence[int], classes: int, stem:
         network.avgpool = nn.AdaptiveAvgPool2d(1)
         network.classifier = nn.Linear(512, classes)
     else:
-        raise ValueError(f"model.torchvision.stem: small is for ResNets and VGGs, {name} has only standard")
+        raise ValueError(f"model.torchvision.stem: small is for ResNets and VGGs; use standard for {name}")
     return network

@@ -1,4 +1,4 @@
-"""Learning-rate schedules, step by step."""
+"""Build learning-rate schedules, which change the learning rate at every step."""
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import (
@@ -15,26 +15,36 @@ from vision.core.config import ScheduleName
 
 
 def build_schedule(optimizer: Optimizer, name: ScheduleName, steps: int, warmup: float) -> LRScheduler | None:
-    """How the learning rate goes, step by step: up to its peak over the share `warmup` of all `steps`, then by `name`.
+    """Build the schedule of a training of `steps` steps.
 
-    "constant" stays, "step" falls to a tenth after half and again after three quarters of the steps that are left,
-    "cosine" and "linear" fall to zero. "one_cycle" (Smith 2018, arXiv:1708.07120) has a rise of its own, along a cosine
-    from a 25th of the peak, and falls along a cosine to nearly zero. None: it stays at its peak from the first step on.
+    The learning rate rises linearly to its peak, then follows `name`: "constant" keeps it, "step" divides it by 10
+    after 1/2 and again after 3/4 of the remaining steps, "cosine" and "linear" lower it to 0. "one_cycle" (Smith 2018,
+    arXiv:1708.07120) rises along a cosine from 1/25 of the peak, and falls along a cosine to almost 0.
+
+    Args:
+        optimizer: its learning rates are the peaks.
+        name: see above.
+        steps: of the whole training.
+        warmup: fraction of the steps in which the learning rate rises, in [0, 1).
+
+    Returns:
+        The schedule, or None if the learning rate never changes.
     """
     if name == "one_cycle":
         peaks = [group["lr"] for group in optimizer.param_groups]
-        rise = max(warmup, 2 / (steps + 1))  # torch wants one step at least
+        rise = max(warmup, 2 / (steps + 1))  # OneCycleLR needs at least one step
         return OneCycleLR(optimizer, peaks, total_steps=steps + 1, pct_start=rise, cycle_momentum=False)
-    rising = min(round(warmup * steps), steps - 1)
-    left = steps - rising
+    warmup_steps = min(round(warmup * steps), steps - 1)
+    decay_steps = steps - warmup_steps
     if name == "constant":
-        falling: LRScheduler = ConstantLR(optimizer, factor=1)
+        decay: LRScheduler = ConstantLR(optimizer, factor=1)
     elif name == "step":
-        falling = MultiStepLR(optimizer, [max(1, round(left * part)) for part in (0.5, 0.75)])
+        decay = MultiStepLR(optimizer, [max(1, round(decay_steps * fraction)) for fraction in (0.5, 0.75)])
     elif name == "cosine":
-        falling = CosineAnnealingLR(optimizer, left)
+        decay = CosineAnnealingLR(optimizer, decay_steps)
     else:
-        falling = LinearLR(optimizer, 1, 0, left)
-    if not rising:
-        return None if name == "constant" else falling
-    return SequentialLR(optimizer, [LinearLR(optimizer, 1 / (rising + 1), 1, rising), falling], [rising])
+        decay = LinearLR(optimizer, 1, 0, decay_steps)
+    if not warmup_steps:
+        return None if name == "constant" else decay
+    rise_schedule = LinearLR(optimizer, 1 / (warmup_steps + 1), 1, warmup_steps)
+    return SequentialLR(optimizer, [rise_schedule, decay], [warmup_steps])

@@ -1,4 +1,4 @@
-"""Rotation: against torchvision image by image, and what is drawn."""
+"""Rotation: against torchvision image by image, and which angles are drawn."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torchvision.transforms import v2
 
-from vision.core.augment.rotate import Rotate, rotated
+from vision.core.augment.rotate import RandomRotation, rotate
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
@@ -19,10 +19,10 @@ def seeded(seed: int) -> torch.Generator:
 
 
 def reference(image: Tensor, degrees: float) -> Tensor:
-    """The same for one image [H, W, C] by torchvision: pad by reflection, rotate, crop."""
+    """The expected result for one image [H, W, C], by torchvision: pad by reflection, rotate, crop."""
     height, width, _ = image.shape
-    reach = min(height, width) - 1
-    planes = v2.functional.pad(image.permute(2, 0, 1).float(), [reach], padding_mode="reflect")
+    padding = min(height, width) - 1
+    planes = v2.functional.pad(image.permute(2, 0, 1).float(), [padding], padding_mode="reflect")
     planes = v2.functional.rotate(planes, degrees, interpolation=v2.InterpolationMode.BILINEAR)
     return v2.functional.center_crop(planes, [height, width]).permute(1, 2, 0)
 
@@ -34,44 +34,44 @@ def reference(image: Tensor, degrees: float) -> Tensor:
     channels=st.sampled_from([1, 3]),
     seed=st.integers(0, 1000),
 )
-def test_rotated_agrees_with_torchvision_image_by_image(
+def test_rotate_agrees_with_torchvision_image_by_image(
     count: int, height: int, width: int, channels: int, seed: int
 ) -> None:
     images = noise(count, height, width, channels, seed=seed)
     degrees = 30 * (2 * torch.rand(count, generator=seeded(seed)) - 1)
-    out = rotated(images, degrees)
+    out = rotate(images, degrees)
     assert out.shape == images.shape
     for i in range(count):
         assert torch.allclose(out[i], reference(images[i], float(degrees[i])), atol=0.01)
     moved = images.transpose(1, 2).contiguous().transpose(1, 2)
-    assert torch.equal(rotated(moved, degrees), rotated(moved.contiguous(), degrees)), "whatever the memory order"
+    assert torch.equal(rotate(moved, degrees), rotate(moved.contiguous(), degrees)), "independent of the memory format"
 
 
 def test_a_quarter_turn_moves_whole_pixels() -> None:
     images = noise(2, 7, 7, 3)
     expected = torch.stack((images[0].rot90(1), images[1].rot90(-1))).float()
-    assert torch.allclose(rotated(images, torch.tensor([90.0, -90.0])), expected, atol=0.01)
+    assert torch.allclose(rotate(images, torch.tensor([90.0, -90.0])), expected, atol=0.01)
 
 
-def test_images_of_one_row_or_pixel_are_rotated_too() -> None:
-    assert torch.allclose(rotated(noise(1, 1, 1, 3), torch.tensor([33.0])), noise(1, 1, 1, 3).float())
-    assert rotated(noise(2, 1, 5, 3), torch.tensor([0.0, 33.0])).isfinite().all()
+def test_images_of_one_row_or_one_pixel() -> None:
+    assert torch.allclose(rotate(noise(1, 1, 1, 3), torch.tensor([33.0])), noise(1, 1, 1, 3).float())
+    assert rotate(noise(2, 1, 5, 3), torch.tensor([0.0, 33.0])).isfinite().all()
 
 
-def test_angles_are_drawn_evenly_to_both_sides() -> None:
-    # Brightness rises along a row, so by how much it rises downwards tells the angle.
+def test_angles_are_uniform() -> None:
+    # The brightness increases along a row, so the direction of its gradient is the angle.
     ramp = torch.arange(9.0).expand(9, 9)[None, :, :, None].expand(4000, -1, -1, 1)
-    out = Rotate(20.0, seeded(0))(ramp)
+    out = RandomRotation(20.0, seeded(0))(ramp)
     degrees = torch.atan2(out[:, 5, 4, 0] - out[:, 3, 4, 0], out[:, 4, 5, 0] - out[:, 4, 3, 0]).rad2deg()
     assert degrees.abs().max().item() == pytest.approx(20, abs=0.1)
     assert degrees.mean().item() == pytest.approx(0, abs=1)
     assert degrees.std().item() == pytest.approx(40 / 12**0.5, abs=0.5)
-    assert torch.equal(Rotate(20.0, seeded(0))(ramp), out)
-    assert not torch.equal(Rotate(20.0, seeded(1))(ramp), out)
+    assert torch.equal(RandomRotation(20.0, seeded(0))(ramp), out)
+    assert not torch.equal(RandomRotation(20.0, seeded(1))(ramp), out)
 
 
-def test_without_rotation_images_are_not_touched_and_nothing_is_drawn() -> None:
+def test_zero_degrees_leave_images_unchanged_and_draw_no_random_numbers() -> None:
     images, generator = noise(4, 8, 8, 3), seeded(0)
     before = generator.get_state()
-    assert Rotate(0, generator)(images) is images
+    assert RandomRotation(0, generator)(images) is images
     assert torch.equal(generator.get_state(), before)

@@ -8,6 +8,8 @@ import pytest
 
 from vision.pipeline.paths import ROOT
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     ("script", "words"),
