@@ -402,10 +402,7 @@ def test_without_tracking_and_validation_everything_runs(fresh: Project) -> None
     fresh.set(preprocess={"val_fraction": 0, "train_limit": 500, "normalize": "half"}, tracking={"enabled": False})
     fresh.set(train={"patience": 2})
     output = fresh.run("dvc", "repro", status=255)
-    assert (
-        "train: params.yaml: train.patience: needs validation images, but there are none"
-        in output
-    )
+    assert "train: params.yaml: train.patience: needs validation images, but there are none" in output
     assert "Traceback" not in output
     fresh.set(train={"patience": None})
     started = time.time()
