@@ -62,7 +62,7 @@ def contents(project: Project, stage: str) -> dict[str, bytes]:
 
 
 def partial(project: Project) -> list[Path]:
-    return list(project.root.rglob("*.partial"))
+    return [*project.root.rglob("*.partial"), *project.root.rglob(".*.old")]
 
 
 def with_fault(project: Project, folder: Path, fault: str) -> Project:
