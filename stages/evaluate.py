@@ -10,46 +10,36 @@ import time
 import numpy as np
 import torch
 
-from vision.artifacts import trained_model
+from vision.artifacts.trained_model import load_model
 from vision.core import inference
 from vision.core.config import TTAConfig
-from vision.core.device import compute_deterministically, keep_freed_memory, select_device
+from vision.core.models.classifier import Classifier
 from vision.evaluation import scores
+from vision.pipeline.device import set_up_device
 from vision.pipeline.errors import UserError
-from vision.pipeline.params import Evaluate, load_params
+from vision.pipeline.params import load_params
 from vision.pipeline.paths import ROOT
 from vision.pipeline.progress import bar
 from vision.pipeline.schemas import RunRecord, TestMetrics
 from vision.search.cpu_shares import share_cores
 from vision.storage import arrays, atomic, tables
-from vision.storage.arrays import Stats
+from vision.storage.arrays import Split, Stats
 from vision.tracking import mlflow_run
 
 
 def main() -> None:
-    """models/, data/processed -> data/predictions, metrics/test.json and three tables in metrics/."""
+    """Read models/ and data/processed; write data/predictions, metrics/test.json and three tables in metrics/."""
     params = load_params()
-    settings = params.evaluate
     record = tables.read_json(ROOT / "metrics/run.json", RunRecord).model_dump()
-    model, description = trained_model.load(ROOT / "models")
-    stats = arrays.read_stats(ROOT / "data/processed")
-    test = arrays.read_split(ROOT / "data/processed", "test", len(stats.classes), stats.image_shape, memory_map=False)
-    if (description.classes, description.image_shape) != (stats.classes, stats.image_shape):
-        raise UserError(f"{ROOT / 'models/model.json'}: trained on other classes or image sizes; `dvc repro -f train`")
-    if params.train.deterministic:
-        compute_deterministically()
-    try:
-        device, dtype = select_device(params.train.device, params.train.precision)
-    except ValueError as error:
-        raise UserError(f"params.yaml: {error}") from None
-    keep_freed_memory()
+    model, stats, test = read_model_and_data()
+    device, dtype = set_up_device(params.train)
     share_cores()
 
     model.to(device)
+    config = TTAConfig(params.evaluate.batch_size, dtype, params.evaluate.tta, params.evaluate.tta_fraction)
     with mlflow_run.resumed_run(params.tracking, record) as run:
         started = time.perf_counter()
-        images = torch.from_numpy(test.images).to(device)
-        one_view, logits = logits_with_progress(model, images, dtype, settings)
+        one_view, logits = predict_with_progress(model, torch.from_numpy(test.images).to(device), config)
         probabilities = logits.softmax(1).cpu().numpy()
         seconds = time.perf_counter() - started
 
@@ -59,21 +49,40 @@ def main() -> None:
         )
         tables.write_json(ROOT / "metrics/test.json", metrics)
         write_tables(test.labels, probabilities, stats)
-        run.set_tags({"evaluate": settings.model_dump()})
-        logged = {**metrics.model_dump(), "seconds": seconds, "images_per_s": len(images) / seconds}
+        run.set_tags({"evaluate": params.evaluate.model_dump()})
+        logged = {**metrics.model_dump(), "seconds": seconds, "images_per_s": len(test.labels) / seconds}
         run.log_metrics({f"test/{name}": value for name, value in logged.items()})
         run.log_metrics({"evaluate/peak_memory_mib": peak_memory()})
     print(f"evaluate: test accuracy {metrics.accuracy:.2%}, with one view per image {metrics.accuracy_one_view:.2%}")
 
 
-def logits_with_progress(
-    model: torch.nn.Module, images: torch.Tensor, dtype: torch.dtype, settings: Evaluate
+def read_model_and_data() -> tuple[Classifier, Stats, Split]:
+    """Read the model and the test split, and check that they fit each other."""
+    model, config = load_model(ROOT / "models")
+    folder = ROOT / "data/processed"
+    stats = arrays.read_stats(folder)
+    test = arrays.read_split(folder, "test", len(stats.classes), stats.image_shape, memory_map=False)
+    if (config.classes, config.image_shape) != (stats.classes, stats.image_shape):
+        raise UserError(f"{ROOT / 'models/model.json'}: trained on other classes or image sizes; `dvc repro -f train`")
+    return model, stats, test
+
+
+def predict_with_progress(
+    model: Classifier, images: torch.Tensor, config: TTAConfig
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits [N, classes] of one view of each image, and with further views averaged as the settings say."""
-    config = TTAConfig(settings.batch_size, dtype, settings.tta, settings.tta_fraction)
-    total = len(images) + inference.count_extra_views(len(images), config)
-    with bar(total=total, unit=" views", description="evaluate") as progress_bar:
-        one_view = inference.predict(model, images, config.batch_size, dtype, progress_bar.update)
+    """Predict with a progress bar.
+
+    Args:
+        model: on the device of the images.
+        images: uint8 [N, H, W, C].
+        config: which views to average for which images.
+
+    Returns:
+        Logits [N, classes] of one view of each image, and logits averaged over the views.
+    """
+    views = len(images) + inference.count_extra_views(len(images), config)
+    with bar(total=views, unit=" views", description="evaluate") as progress_bar:
+        one_view = inference.predict(model, images, config.batch_size, config.dtype, progress_bar.update)
         logits = inference.predict_tta(model, images, one_view, config, progress_bar.update)
     return one_view, logits
 

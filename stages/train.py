@@ -1,4 +1,4 @@
-"""Fit the network to the training split and keep the best weights by validation; the run is recorded in MLflow."""
+"""Train the network, keep the weights of the best epoch by validation, and record the run in MLflow."""
 
 from vision.pipeline.stage import peak_memory, run_stage, start_stage
 
@@ -7,284 +7,354 @@ if __name__ == "__main__":
 
 import operator
 import time
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 
-from vision.artifacts import fingerprint, pretrained, trained_model
-from vision.artifacts.checkpoint import checkpoints
+from vision.artifacts.checkpoint import Checkpoint, Checkpoints, open_checkpoints
+from vision.artifacts.fingerprint import training_fingerprint
+from vision.artifacts.pretrained import PRETRAINED, load_pretrained, pretrained_image_size
+from vision.artifacts.trained_model import ModelConfig, build_model, save_model
 from vision.core import flops, loop
 from vision.core.augment.resize import resize_images
 from vision.core.config import AugmentConfig, OptimizerConfig, TrainConfig
 from vision.core.data import ImageDataset
-from vision.core.device import (
-    compute_deterministically,
-    describe_environment,
-    flush_denormals,
-    keep_freed_memory,
-    select_device,
-)
-from vision.core.models import classifier
+from vision.core.device import describe_environment, flush_denormals
+from vision.core.models.classifier import Classifier
 from vision.core.trainer import State
+from vision.pipeline.device import set_up_device
 from vision.pipeline.errors import UserError, resource_hint
-from vision.pipeline.params import Params, load_params
+from vision.pipeline.params import Model, Params, Train, load_params
 from vision.pipeline.paths import ROOT, main_root
-from vision.pipeline.progress import bar
 from vision.pipeline.schemas import HistoryRow, RunRecord, SpeedMetrics, TrainMetrics
+from vision.pipeline.training_progress import TrainingProgress
 from vision.search.cpu_shares import share_cores
-from vision.search.trial import current_trial
+from vision.search.trial import Trial, current_trial
 from vision.storage import arrays, tables
 from vision.storage.arrays import Split, Stats
 from vision.tracking import mlflow_run
-
-Row = dict[str, float | None]
-"""An epoch's figures by name."""
+from vision.tracking.run import Run
 
 
 def main() -> None:
-    """data/processed -> models/, metrics/train.json, speed.json, run.json and history.csv."""
+    """Read data/processed; write models/, and train.json, speed.json, run.json and history.csv in metrics/."""
     params = load_params()
-    stats = arrays.read_stats(ROOT / "data/processed")
-    splits = [
-        arrays.read_split(ROOT / "data/processed", name, len(stats.classes), stats.image_shape, memory_map=False)
-        for name in ("train", "val")
-    ]
-    if params.train.deterministic:
-        compute_deterministically()
-    try:
-        device, dtype = select_device(params.train.device, params.train.precision)
-    except ValueError as error:
-        raise UserError(f"params.yaml: {error}") from None
-    keep_freed_memory()
+    stats, train_split, val_split = read_data()
+    device, dtype = set_up_device(params.train)
     flush_denormals()
     share_cores()
 
     started = time.perf_counter()
-    train, val = (examples(split, device) for split in splits)
-    if params.train.patience is not None and not len(val.labels):
-        raise UserError(
-            "params.yaml: train.patience: watches the validation figures, but there are no validation images; "
-            "set it to null, or preprocess.val_fraction higher"
-        )
-    torch.manual_seed(params.seed)
-    model, description = network(params, stats)
-    model.to(device)
-    model.initialize_from(train.images)
-    if params.model.weights is not None:
-        pretrained.start_from(model, params.model.name, params.model.weights)
-    prepared = time.perf_counter() - started
-    for scale in params.train.progressive_resizing:
-        check(model, resize_images(train.images[:1], scale), scale)
-    peak = flops.peak_flops(device, dtype)  # takes a while, so after all checks
+    train, val = move_to_device(train_split, device), move_to_device(val_split, device)
+    check_patience(params.train, val)
+    model, model_config = make_model(params, stats, train.images)
+    preparation = time.perf_counter() - started
+    check_image_sizes(model, train.images[:1], params.train.progressive_resizing)
+    peak = flops.peak_flops(device, dtype)  # after the checks, because it takes a while
 
     trial = current_trial(params)
-    folder = main_root(ROOT) / "checkpoints" / fingerprint.of_training(params, device, dtype)
-    with checkpoints(folder, params.train.checkpoint_seconds) as saved:
-        before = saved.latest()
-        if before:
-            print(f"train: {place(before)}", flush=True)
-        with mlflow_run.training_run(params, stats, trial.tags, before["run"] if before else None) as run:
-            rows: list[Row] = []
-
-            def on_epoch(epoch: loop.EpochMetrics) -> bool:
-                # Of the epoch's size of images, and of the layers that it trained.
-                used = flops.training_flops(model, resize_images(train.images[:1], epoch.image_scale))
-                rows.append({**asdict(epoch), "share_of_peak": epoch.images_per_s * used / peak})
-                run.log_epoch(rows[-1])
-                return trial.report(epoch.epoch, epoch.val_accuracy)
-
-            def on_checkpoint(state: Callable[[], State]) -> None:
-                saved.offer(lambda: {"fit": state(), "run": run.record, "seconds": seconds(), "saved": time.time()})
-
-            def seconds() -> float:
-                """What training has taken so far, in all processes."""
-                return (before["seconds"] if before else prepared) + time.perf_counter() - started
-
-            started = time.perf_counter()
+    folder = main_root(ROOT) / "checkpoints" / training_fingerprint(params, device, dtype)
+    with open_checkpoints(folder, params.train.checkpoint_seconds) as checkpoints:
+        checkpoint = checkpoints.load_latest()
+        if checkpoint:
+            print(f"train: {describe_checkpoint(checkpoint)}", flush=True)
+        with mlflow_run.training_run(params, stats, trial.tags, checkpoint.run if checkpoint else None) as run:
+            seconds = checkpoint.seconds if checkpoint else preparation
+            recorder = Recorder(model, train.images[:1], peak, run, trial, checkpoints, seconds)
             try:
-                going_on = before["fit"] if before else None
-                fitted = fit_with_progress(model, train, val, params, dtype, on_epoch, on_checkpoint, going_on)
+                state = checkpoint.fit if checkpoint else None
+                fit_result = fit_with_progress(model, train, val, train_config(params, dtype), recorder, state)
             except loop.DivergenceError as error:
-                saved.clear()
+                checkpoints.remove()
                 trial.end("diverged")
-                advice = f"lower train.lr (now {params.train.lr:g})"
-                if params.train.optimizer.name == "muon":
-                    advice += f" or train.optimizer.adamw_lr (now {params.train.optimizer.adamw_lr:g})"
-                raise UserError(f"diverged: {error} is not a finite number; {advice}") from None
-            summary = summarize(fitted) | {"parameters": sum(p.numel() for p in model.parameters())}
-            pace = {"seconds": seconds(), **mean_pace(fitted, rows), "peak_tflops": peak / 1e12}
-            found = describe_environment(device, dtype)
-            trained_model.save(ROOT / "models", model, description)
-            write_metrics(summary, pace, rows, {**run.record, "environment": found})
-            ended = "finished"
-            if fitted.stopped_early:
-                ended = "pruned" if trial.pruned else "stopped early"
-            run.set_tags({**found, "parameters": summary["parameters"], "ended": ended})
-            run.log_metrics(headlines(summary, pace))
-            probabilities = torch.nn.Sequential(model.cpu(), torch.nn.Softmax(1)).eval()
-            run.log_model(probabilities, train.images[:2].cpu().numpy(), stats.classes)
-            run.register_model(summary.get("val_accuracy"))
-            run.log_metrics({"train/peak_memory_mib": peak_memory()})
-            trial.end(ended, summary.get("val_accuracy"))
-        saved.clear()
-    held_out = f", validation accuracy {summary['val_accuracy']:.2%}" if "val_accuracy" in summary else ""
-    print(
-        f"train: best epoch {fitted.best_epoch} of {len(rows)}{held_out}; {pace['seconds']:.0f} s, "
-        f"{pace['images_per_s']:,.0f} images/s, {pace['share_of_peak']:.0%} of this device's measured peak"
+                raise UserError(f"diverged: {error} is not a finite number; {lower_lr(params.train)}") from None
+            results = collect_results(fit_result, recorder, device, dtype)
+            save_model(ROOT / "models", model, model_config)
+            write_metrics(results, run.record)
+            log_results(run, results, model, train.images[:2], stats.classes)
+            trial.end(results.ended, results.metrics.val_accuracy)
+        checkpoints.remove()
+    print(f"train: {format_results(results)}")
+
+
+# Before the training.
+
+
+def read_data() -> tuple[Stats, Split, Split]:
+    """Read the training and validation splits into memory."""
+    folder = ROOT / "data/processed"
+    stats = arrays.read_stats(folder)
+    train, val = (
+        arrays.read_split(folder, name, len(stats.classes), stats.image_shape, memory_map=False)
+        for name in ("train", "val")
     )
+    return stats, train, val
 
 
-def place(before: State) -> str:
-    """Where a training goes on."""
-    state = before["fit"]
-    epoch, step = len(state["history"]), state["meter"]["step"]
-    where = f"step {step} of epoch {epoch + 1}" if len(state["remaining"]) else f"the end of epoch {epoch}"
-    return f"goes on from {where}, saved {time.time() - before['saved']:.0f} s ago"
+def move_to_device(split: Split, device: torch.device) -> ImageDataset:
+    """Move a split to the device: images as uint8, labels as int64. On a CPU the images are not copied."""
+    images, labels = torch.from_numpy(split.images), torch.from_numpy(split.labels)
+    return ImageDataset(images.to(device), labels.to(device, torch.int64))
 
 
-def network(params: Params, stats: Stats) -> tuple[classifier.Classifier, trained_model.Description]:
-    """Make the network for this data, its weights random, and its description."""
-    settings = params.model
-    image_size = settings.image_size
-    if image_size is None and settings.weights == pretrained.PRETRAINED:
-        image_size = pretrained.pretrained_size(settings.name)
-    description = trained_model.Description(
-        name=settings.name,
-        options=getattr(settings, settings.family).model_dump(),
+def check_patience(params: Train, val: ImageDataset) -> None:
+    """Refuse early stopping without validation images."""
+    if params.patience is not None and not len(val.labels):
+        raise UserError(
+            "params.yaml: train.patience: needs validation images, but there are none; set it to null, or "
+            "preprocess.val_fraction above 0"
+        )
+
+
+def make_model(params: Params, stats: Stats, images: torch.Tensor) -> tuple[Classifier, ModelConfig]:
+    """Build the network on the device of the training images [N, H, W, C], with its initial weights."""
+    config = make_model_config(params.model, stats)
+    torch.manual_seed(params.seed)
+    try:
+        model = build_model(config)
+    except ValueError as error:
+        raise UserError(f"params.yaml: {error}") from None
+    if params.train.optimizer.name == "muon" and not model.has_normalization_layers:
+        raise UserError(
+            "params.yaml: train.optimizer.name: muon keeps the norm of each filter fixed, so it needs a network with "
+            f"normalization layers, and {config.name} has none; choose sgd, adam or adamw, and set train.lr for it"
+        )
+    model.to(images.device)
+    model.initialize_from(images)
+    if params.model.weights is not None:
+        load_pretrained(model, config.name, params.model.weights)
+    return model, config
+
+
+def make_model_config(params: Model, stats: Stats) -> ModelConfig:
+    """Describe the network for images of this data."""
+    image_size = params.image_size
+    if image_size is None and params.weights == PRETRAINED:
+        image_size = pretrained_image_size(params.name)
+    return ModelConfig(
+        name=params.name,
+        options=getattr(params, params.family).model_dump(),
         classes=stats.classes,
         image_shape=stats.image_shape,
         mean=stats.mean,
         std=stats.std,
         image_size=image_size,
     )
-    try:
-        model = trained_model.build(description)
-    except ValueError as error:
-        raise UserError(f"params.yaml: {error}") from None
-    if params.train.optimizer.name == "muon" and not model.has_normalization_layers:
-        raise UserError(
-            "params.yaml: train.optimizer.name: muon keeps the filters at one norm, so it is for networks that "
-            f"normalize after them, and {settings.name} does not; choose sgd, adam or adamw, with a train.lr for it"
-        )
-    return model, description
 
 
-def check(model: classifier.Classifier, image: torch.Tensor, scale: float) -> None:
-    """Refuse images, shrunk to `scale`, that the network is too deep for or not made for."""
-    try:
-        flops.training_flops(model, image)
-    except (RuntimeError, AssertionError) as error:  # a vision transformer asserts
-        if resource_hint(error):  # it is not the image
-            raise
-        height, width = image.shape[1:3]
-        raise UserError(
-            f"params.yaml: train.progressive_resizing: the network cannot take images of {height}x{width} "
-            f"pixels, {scale:g} of their size ({str(error).splitlines()[0]}); use [1.0], or raise model.image_size"
-        ) from None
-
-
-def examples(split: Split, device: torch.device) -> ImageDataset:
-    """Bring a split to the device: images as uint8, labels as int64."""
-    images, labels = map(torch.from_numpy, (split.images, split.labels))  # on a CPU these are the arrays' memory
-    return ImageDataset(images.to(device), labels.to(device, torch.int64))
-
-
-def fit_with_progress(
-    model: torch.nn.Module,
-    train: ImageDataset,
-    val: ImageDataset,
-    params: Params,
-    dtype: torch.dtype,
-    on_epoch: Callable[[loop.EpochMetrics], bool],
-    on_checkpoint: Callable[[Callable[[], State]], None],
-    state: State | None,
-) -> loop.FitResult:
-    """Call `fit.fit`, showing a bar and a line an epoch."""
-    config = train_config(params, dtype)
-    # In per cent: images of an epoch at full size take longer than those of the first ones.
-    form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
-    behind = len(state["history"]) if state else 0
-    with bar(total=100, unit="%", description="train", bar_format=form) as progress_bar:
-
-        def show(progress: loop.Progress) -> None:
-            progress_bar.set_postfix_str(
-                f"epoch {progress.epoch}/{config.epochs}, loss {progress.loss:.3f}, "
-                f"accuracy {progress.accuracy:.1%}, {progress.images_per_s:,.0f} images/s",
-                refresh=False,
-            )
-            progress_bar.update(100 * progress.fraction - progress_bar.n)
-
-        def show_and_pass_on(epoch: loop.EpochMetrics) -> bool:
-            validated = ""
-            if epoch.val_loss is not None:
-                validated = f"; val loss {epoch.val_loss:.4f}, accuracy {epoch.val_accuracy:.2%}"
-            progress_bar.write(
-                f"epoch {epoch.epoch:3d}: train loss {epoch.train_loss:.4f}, accuracy {epoch.train_accuracy:.2%}"
-                f"{validated}; {epoch.seconds:.1f} s, {epoch.images_per_s:,.0f} images/s"
-                f"{' (trained earlier)' if epoch.epoch <= behind else ''}"
-            )
-            return on_epoch(epoch)
-
-        callbacks = loop.Callbacks(show, show_and_pass_on, on_checkpoint)
-        return loop.fit(model, train, val, config, callbacks, state)
+def check_image_sizes(model: Classifier, image: torch.Tensor, scales: Sequence[float]) -> None:
+    """Refuse scales at which an image [1, H, W, C] is too small for the network."""
+    for scale in scales:
+        resized = resize_images(image, scale)
+        try:
+            flops.training_flops(model, resized)
+        except (RuntimeError, AssertionError) as error:  # AssertionError: torchvision's vision transformers
+            if resource_hint(error):
+                raise
+            height, width = resized.shape[1:3]
+            raise UserError(
+                f"params.yaml: train.progressive_resizing: the network cannot take images of {height}x{width} pixels, "
+                f"{scale:g} of their size ({str(error).splitlines()[0]}); set it to [1.0], or model.image_size higher"
+            ) from None
 
 
 def train_config(params: Params, dtype: torch.dtype) -> TrainConfig:
-    """What params.yaml says of the training, for the core."""
-    not_of_the_core = {"device", "precision", "deterministic", "checkpoint_seconds", "optimizer", "augment"}
+    """Collect the parameters of the training for `vision.core`."""
+    of_the_stage = {"device", "precision", "deterministic", "checkpoint_seconds"}
     return TrainConfig(
         seed=params.seed,
         dtype=dtype,
         freeze_epochs=params.model.freeze_epochs,
         optimizer=OptimizerConfig(**params.train.optimizer.model_dump()),
         augment=AugmentConfig(**params.train.augment.model_dump()),
-        **params.train.model_dump(exclude=not_of_the_core),
+        **params.train.model_dump(exclude={"optimizer", "augment", *of_the_stage}),
     )
 
 
-def summarize(fitted: loop.FitResult) -> dict[str, float]:
-    """Collect the content of metrics/train.json, except the number of parameters."""
-    best = asdict(fitted.history[fitted.best_epoch - 1])
-    names = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")
-    return {
-        "best_epoch": fitted.best_epoch,
-        "epochs": len(fitted.history),
-        "stopped_early": fitted.stopped_early,
-        **{name: best[name] for name in names if best[name] is not None},
-    }
+def describe_checkpoint(checkpoint: Checkpoint) -> str:
+    """Say where the training resumes."""
+    epochs, step = len(checkpoint.fit["history"]), checkpoint.fit["meter"]["step"]
+    is_in_epoch = len(checkpoint.fit["remaining"]) > 0
+    position = f"step {step} of epoch {epochs + 1}" if is_in_epoch else f"the end of epoch {epochs}"
+    return f"resumes from {position}, saved {time.time() - checkpoint.saved_at:.0f} s ago"
 
 
-def mean_pace(fitted: loop.FitResult, rows: list[Row]) -> dict[str, float]:
-    """Average images_per_s and share_of_peak over the training, weighted by the training time of each epoch."""
-    trained = [epoch.images / epoch.images_per_s for epoch in fitted.history]
-    shares = [row["share_of_peak"] or 0.0 for row in rows]
-    return {
-        "images_per_s": sum(epoch.images for epoch in fitted.history) / sum(trained),
-        "share_of_peak": sum(map(operator.mul, trained, shares)) / sum(trained),
-    }
+# During the training.
 
 
-def write_metrics(summary: dict[str, float], pace: dict[str, float], rows: list[Row], run: dict[str, Any]) -> None:
+@dataclass
+class Recorder:
+    """Callbacks of the training: epochs go to MLflow and to the search's trial, states to the checkpoints.
+
+    Attributes:
+        model: the network in training.
+        image: a training image [1, H, W, C], to count the FLOPs of an epoch.
+        peak_flops: of the device.
+        run: the MLflow run.
+        trial: the trial of a search, which can end the training early.
+        checkpoints: where to save the state.
+        seconds_before: duration of the preparation, or of the training until the checkpoint.
+    """
+
+    model: Classifier
+    image: torch.Tensor
+    peak_flops: float
+    run: Run
+    trial: Trial
+    checkpoints: Checkpoints
+    seconds_before: float
+    started: float = field(default_factory=time.perf_counter)
+    epochs: list[loop.EpochMetrics] = field(default_factory=list)
+    shares_of_peak: list[float] = field(default_factory=list)
+
+    def on_epoch(self, epoch: loop.EpochMetrics) -> bool:
+        """Record an epoch. Return whether the training goes on."""
+        # The FLOPs depend on the epoch's image size and on which layers it trained.
+        flops_per_image = flops.training_flops(self.model, resize_images(self.image, epoch.image_scale))
+        share_of_peak = epoch.images_per_s * flops_per_image / self.peak_flops
+        self.epochs.append(epoch)
+        self.shares_of_peak.append(share_of_peak)
+        self.run.log_epoch({**asdict(epoch), "share_of_peak": share_of_peak})
+        return self.trial.report(epoch.epoch, epoch.val_accuracy)
+
+    def on_checkpoint(self, make_state: Callable[[], State]) -> None:
+        """Save the state of the training if a checkpoint is due."""
+        self.checkpoints.save_if_due(lambda: Checkpoint(make_state(), self.run.record, self.seconds()))
+
+    def seconds(self) -> float:
+        """Return the duration of the training so far, in all processes."""
+        return self.seconds_before + time.perf_counter() - self.started
+
+    def speed(self) -> SpeedMetrics:
+        """Average the speed over the training, weighted by the training time of each epoch."""
+        seconds = [epoch.images / epoch.images_per_s for epoch in self.epochs]
+        return SpeedMetrics(
+            seconds=self.seconds(),
+            images_per_s=sum(epoch.images for epoch in self.epochs) / sum(seconds),
+            share_of_peak=sum(map(operator.mul, seconds, self.shares_of_peak)) / sum(seconds),
+            peak_tflops=self.peak_flops / 1e12,
+        )
+
+
+def fit_with_progress(
+    model: Classifier,
+    train: ImageDataset,
+    val: ImageDataset,
+    config: TrainConfig,
+    recorder: Recorder,
+    state: State | None,
+) -> loop.FitResult:
+    """Train the model, showing a progress bar and a line per epoch."""
+    with closing(TrainingProgress(config.epochs, len(state["history"]) if state else 0)) as progress:
+
+        def on_epoch(epoch: loop.EpochMetrics) -> bool:
+            progress.write_epoch(epoch)
+            return recorder.on_epoch(epoch)
+
+        callbacks = loop.Callbacks(progress.update, on_epoch, recorder.on_checkpoint)
+        return loop.fit(model, train, val, config, callbacks, state)
+
+
+def lower_lr(params: Train) -> str:
+    """Advise a training that diverged."""
+    advice = f"lower train.lr (now {params.lr:g})"
+    if params.optimizer.name == "muon":
+        advice += f" or train.optimizer.adamw_lr (now {params.optimizer.adamw_lr:g})"
+    return advice
+
+
+# After the training.
+
+
+@dataclass(frozen=True)
+class Results:
+    """The results of the training.
+
+    Attributes:
+        metrics: the content of metrics/train.json.
+        speed: the content of metrics/speed.json.
+        history: the rows of metrics/history.csv.
+        environment: device, precision, threads and versions.
+        ended: why the training ended: finished, stopped early or pruned.
+    """
+
+    metrics: TrainMetrics
+    speed: SpeedMetrics
+    history: list[HistoryRow]
+    environment: dict[str, object]
+    ended: str
+
+
+def collect_results(
+    fit_result: loop.FitResult, recorder: Recorder, device: torch.device, dtype: torch.dtype
+) -> Results:
+    """Collect what the stage writes and logs."""
+    speed = recorder.speed()
+    ended = "finished"
+    if fit_result.stopped_early:
+        ended = "pruned" if recorder.trial.pruned else "stopped early"
+    best = fit_result.history[fit_result.best_epoch - 1]
+    metrics = TrainMetrics(
+        best_epoch=fit_result.best_epoch,
+        epochs=len(fit_result.history),
+        stopped_early=fit_result.stopped_early,
+        train_loss=best.train_loss,
+        train_accuracy=best.train_accuracy,
+        **({} if best.val_loss is None else {"val_loss": best.val_loss, "val_accuracy": best.val_accuracy}),
+        parameters=sum(p.numel() for p in recorder.model.parameters()),
+    )
+    history = [
+        HistoryRow.model_validate({name: getattr(epoch, name) for name in HistoryRow.model_fields})
+        for epoch in fit_result.history
+    ]
+    return Results(metrics, speed, history, describe_environment(device, dtype), ended)
+
+
+def write_metrics(results: Results, record: Mapping[str, Any]) -> None:
     """Write metrics/. Times go to speed.json alone, so that the other files are the same for the same training."""
-    history = [HistoryRow.model_validate({name: row[name] for name in HistoryRow.model_fields}) for row in rows]
-    tables.write_rows(ROOT / "metrics/history.csv", history)
-    tables.write_json(ROOT / "metrics/train.json", TrainMetrics.model_validate(summary))
-    tables.write_json(ROOT / "metrics/speed.json", SpeedMetrics.model_validate(pace))
-    tables.write_json(ROOT / "metrics/run.json", RunRecord.model_validate(run))
+    tables.write_rows(ROOT / "metrics/history.csv", results.history)
+    tables.write_json(ROOT / "metrics/train.json", results.metrics)
+    tables.write_json(ROOT / "metrics/speed.json", results.speed)
+    run_record = RunRecord.model_validate({**record, "environment": results.environment})
+    tables.write_json(ROOT / "metrics/run.json", run_record)
 
 
-def headlines(summary: dict[str, float], pace: dict[str, float]) -> dict[str, float]:
-    """The figures of a whole training as the run's metrics, which curves by epoch go by other names beside."""
-    best = {f"val/best_{name}": summary[f"val_{name}"] for name in ("loss", "accuracy") if f"val_{name}" in summary}
-    return {
-        "train/best_epoch": summary["best_epoch"],
-        "train/total_seconds": pace["seconds"],
-        "train/mean_images_per_s": pace["images_per_s"],
-        "train/mean_share_of_peak": pace["share_of_peak"],
-        "train/peak_tflops": pace["peak_tflops"],
-    } | best
+def log_results(run: Run, results: Results, model: Classifier, images: torch.Tensor, classes: list[str]) -> None:
+    """Add the results and the model to the MLflow run. The logged model returns probabilities."""
+    run.set_tags({**results.environment, "parameters": results.metrics.parameters, "ended": results.ended})
+    run.log_metrics(run_metrics(results))
+    probabilities = torch.nn.Sequential(model.cpu(), torch.nn.Softmax(1)).eval()
+    run.log_model(probabilities, images.cpu().numpy(), classes)
+    run.register_model(results.metrics.val_accuracy)
+    run.log_metrics({"train/peak_memory_mib": peak_memory()})
+
+
+def run_metrics(results: Results) -> dict[str, float]:
+    """Name the metrics of the whole training for MLflow, apart from those of its epochs."""
+    metrics, speed = results.metrics, results.speed
+    named = {
+        "train/best_epoch": metrics.best_epoch,
+        "train/total_seconds": speed.seconds,
+        "train/mean_images_per_s": speed.images_per_s,
+        "train/mean_share_of_peak": speed.share_of_peak,
+        "train/peak_tflops": speed.peak_tflops,
+        "val/best_loss": metrics.val_loss,
+        "val/best_accuracy": metrics.val_accuracy,
+    }
+    return {name: value for name, value in named.items() if value is not None}
+
+
+def format_results(results: Results) -> str:
+    """Format the most important results as one line."""
+    metrics, speed = results.metrics, results.speed
+    validation = "" if metrics.val_accuracy is None else f", validation accuracy {metrics.val_accuracy:.2%}"
+    return (
+        f"best epoch {metrics.best_epoch} of {metrics.epochs}{validation}; {speed.seconds:.0f} s, "
+        f"{speed.images_per_s:,.0f} images/s, {speed.share_of_peak:.0%} of this device's measured peak"
+    )
 
 
 if __name__ == "__main__":

@@ -412,8 +412,8 @@ def saved(thing: object) -> Damage:
     return lambda root: torch.save(thing, root / WEIGHTS)
 
 
-UNOPENED = f"ROOT/{WEIGHTS}: not a state dict of tensors alone, so it was not opened; `dvc repro -f train`"
-UNSAVED = f"ROOT/{WEIGHTS}: damaged, or not made by torch.save (*); `dvc repro -f train`"
+UNOPENED = f"ROOT/{WEIGHTS}: holds other objects than tensors, so it was not unpickled; `dvc repro -f train`"
+UNSAVED = f"ROOT/{WEIGHTS}: damaged, or not written by torch.save (*); `dvc repro -f train`"
 MODELS: list[Row] = [
     ("weights missing", "evaluate", remove(WEIGHTS), f"ROOT/{WEIGHTS}: not found; `dvc repro` makes it"),
     ("weights empty", "evaluate", write(WEIGHTS, b""), UNSAVED),
@@ -433,8 +433,8 @@ MODELS: list[Row] = [
     ("weights of another dtype", "evaluate", state(lambda found: found.update({"network.last.weight": found["network.last.weight"] * 1j})), f"ROOT/{WEIGHTS}: network.last.weight holds torch.complex64, not torch.float32; `dvc repro -f train`"),
     ("weights of a terabyte", "evaluate", state(endless), f"ROOT/{WEIGHTS}: {OTHER}"),
     ("weights sparse", "evaluate", state(lambda found: found.update({"network.last.weight": found["network.last.weight"].to_sparse()})), f"ROOT/{WEIGHTS}: *; `dvc repro -f train`"),
-    ("weights with NaN", "evaluate", spoil(float("nan")), f"ROOT/{WEIGHTS}: network.last.weight holds values that are not finite; `dvc repro -f train`"),
-    ("weights with an infinity", "evaluate", spoil(float("-inf")), f"ROOT/{WEIGHTS}: network.last.weight holds values that are not finite; `dvc repro -f train`"),
+    ("weights with NaN", "evaluate", spoil(float("nan")), f"ROOT/{WEIGHTS}: network.last.weight has values that are not finite; `dvc repro -f train`"),
+    ("weights with an infinity", "evaluate", spoil(float("-inf")), f"ROOT/{WEIGHTS}: network.last.weight has values that are not finite; `dvc repro -f train`"),
     ("weights in a folder", "evaluate", folder_instead(WEIGHTS), f"ROOT/{WEIGHTS}: not a file; `dvc repro -f train`"),
     ("weights in a pipe", "evaluate", both(remove(WEIGHTS), lambda root: os.mkfifo(root / WEIGHTS)), f"ROOT/{WEIGHTS}: not a file; `dvc repro -f train`"),
 ]  # fmt: skip
@@ -446,14 +446,14 @@ def from_weights(path: str) -> Damage:
 
 FROM = "params.yaml: model.weights: start.pt: "
 MODELS += [
-    ("weights to begin with, missing", "train", from_weights("start.pt"), f"{FROM}not found (looked for ROOT/start.pt; *)"),
+    ("weights to begin with, missing", "train", from_weights("start.pt"), f"{FROM}not found (looked for ROOT/start.pt). *"),
     ("weights to begin with, of nobody", "train", from_weights("~nobody-of-this-name/x.pt"), "params.yaml: model.weights: ~nobody-of-this-name/x.pt: ~nobody-of-this-name: there is no such user"),
     ("weights to begin with, a folder", "train", from_weights("data"), "params.yaml: model.weights: data: not a file"),
     ("weights to begin with, a device", "train", from_weights("/dev/zero"), "params.yaml: model.weights: /dev/zero: not a file"),
     ("weights to begin with, a name too long", "train", from_weights("x" * 4000), "params.yaml: model.weights: x*: File name too long"),
-    ("weights to begin with, with code", "train", both(from_weights("start.pt"), lambda root: torch.save(Evil(), root / "start.pt")), f"{FROM}not a state dict of tensors alone, so it was not opened"),
+    ("weights to begin with, with code", "train", both(from_weights("start.pt"), lambda root: torch.save(Evil(), root / "start.pt")), f"{FROM}holds other objects than tensors, so it was not unpickled"),
     ("weights to begin with, of another network", "train", both(from_weights("start.pt"), lambda root: torch.save({"a": torch.zeros(1)}, root / "start.pt")), f"{FROM}does not fit convnet: * is missing"),
-    ("weights to begin with, NaN", "train", both(from_weights("start.pt"), lambda root: shutil.copy(root / WEIGHTS, root / "start.pt"), lambda root: torch.save({name: value.float() * float("nan") for name, value in torch.load(root / WEIGHTS).items()}, root / "start.pt")), f"{FROM}* holds values that are not finite"),
+    ("weights to begin with, NaN", "train", both(from_weights("start.pt"), lambda root: shutil.copy(root / WEIGHTS, root / "start.pt"), lambda root: torch.save({name: value.float() * float("nan") for name, value in torch.load(root / WEIGHTS).items()}, root / "start.pt")), f"{FROM}* has values that are not finite"),
 ]  # fmt: skip
 
 # Archives.
@@ -755,7 +755,7 @@ PARAMETERS += [
     ("linear layers of billions", "train", set_params(model={"name": "plain_cnn", "plain_cnn": {"widths": [4096] * 3, "depth": 16, "kernel": 15, "padding": "same", "batch_norm": False, "hidden": [100_000] * 8, "dropout": 0.5}}), f"{DOCUMENT}model.plain_cnn: *,*,* parameters are more than 1,000,000,000; use fewer"),
     ("a network that leaves nothing", "train", set_params(model={"name": "plain_cnn", "plain_cnn": {"widths": [8] * 8, "depth": 1, "kernel": 3, "padding": "same", "batch_norm": False, "hidden": [], "dropout": 0.5}}), f"{DOCUMENT}model.plain_cnn.widths: nothing is left of an image of 32x32 pixels after 8 blocks; use fewer, or padding: same"),
     ("no such network", "train", set_params(model={"name": "resnet999"}), f"{DOCUMENT}model.name: 'resnet999' is no network of this project and none of torchvision"),
-    ("patience without validation images", "train", both(set_params(train={"patience": 1, "keep": "val_loss"}), array("data/processed/val_labels.npy", lambda values: values[:0]), array("data/processed/val_images.npy", lambda values: values[:0])), f"{DOCUMENT}train.patience: watches the validation figures, but there are no validation images; *"),
+    ("patience without validation images", "train", both(set_params(train={"patience": 1, "keep": "val_loss"}), array("data/processed/val_labels.npy", lambda values: values[:0]), array("data/processed/val_images.npy", lambda values: values[:0])), f"{DOCUMENT}train.patience: needs validation images, but there are none; *"),
     ("a device that is not there", "train", set_params(train={"device": "mps"}), f"{DOCUMENT}train.device: mps is not available here (available: *)"),
     ("a precision that is not there", "evaluate", set_params(train={"device": "cpu", "precision": "fp16"}), f"{DOCUMENT}train.precision: fp16 needs a CUDA device, this is cpu; use auto, bf16 or fp32"),
 ]  # fmt: skip

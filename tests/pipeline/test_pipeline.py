@@ -343,7 +343,7 @@ def test_a_network_of_torchvision_trains_on_enlarged_images_and_is_logged(projec
         ),
         (
             ["model.name=plain_cnn"],
-            "params.yaml: train.optimizer.name: muon keeps the filters at one norm, so it is for networks",
+            "params.yaml: train.optimizer.name: muon keeps the norm of each filter fixed, so it needs",
         ),
         (
             ["model.name=resnet17"],
@@ -403,7 +403,7 @@ def test_without_tracking_and_validation_everything_runs(fresh: Project) -> None
     fresh.set(train={"patience": 2})
     output = fresh.run("dvc", "repro", status=255)
     assert (
-        "train: params.yaml: train.patience: watches the validation figures, but there are no validation images"
+        "train: params.yaml: train.patience: needs validation images, but there are none"
         in output
     )
     assert "Traceback" not in output

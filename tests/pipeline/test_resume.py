@@ -73,20 +73,20 @@ def interrupted(project: Project, epoch: int, kill: Callable[["Popen[str]"], Non
 
 @pytest.mark.timeout(600)
 def test_it_goes_on_and_ends_as_if_nothing_had_been(uninterrupted: Project, killed: Project) -> None:
-    assert "goes on from" not in interrupted(killed, 5, kill_all)
-    assert "train: goes on from" in interrupted(killed, 10, kill_the_training)
+    assert "resumes from" not in interrupted(killed, 5, kill_all)
+    assert "train: resumes from" in interrupted(killed, 10, kill_the_training)
     files = sorted(killed.root.glob("checkpoints/*/*.pt"))
     files[-1].write_bytes(files[-1].read_bytes()[:-10])
     printed = interrupted(killed, 15, kill_all)
     assert f"train: {files[-1]}: damaged" in printed
-    assert "train: goes on from" in printed
+    assert "train: resumes from" in printed
     printed = killed.run("dvc", "repro", "evaluate")
-    assert "train: goes on from" in printed
+    assert "train: resumes from" in printed
     assert "Traceback" not in printed
     epochs = re.findall(r"^epoch .*/s( \(trained earlier\))?$", printed, re.M)
     assert len(epochs) == EPOCHS
     # How far behind the last kill that is depends on how long this disk took for the saves before.
-    (step, epoch) = re.findall(r"goes on from (step \d+ of|the end of) epoch (\d+)", printed)[0]
+    (step, epoch) = re.findall(r"resumes from (step \d+ of|the end of) epoch (\d+)", printed)[0]
     assert 0 < sum(map(bool, epochs)) == int(epoch) - step.startswith("step") < EPOCHS
     assert epochs == sorted(epochs, reverse=True), "those that were trained earlier come first, and are marked"
 

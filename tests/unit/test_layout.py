@@ -78,6 +78,25 @@ def test_nothing_unpickles(path: Path) -> None:
             assert not name.endswith("Unpickler") or path.name == "cifar.py", node.lineno
 
 
+MAX_PARAMETERS = 6
+
+
+@pytest.mark.parametrize("path", CODE, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_function_has_at_most_six_parameters(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            parameters = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+            names = [one.arg for one in parameters if one.arg not in ("self", "cls")]
+            assert len(names) <= MAX_PARAMETERS, f"line {node.lineno}: {node.name}: pass a dataclass"
+
+
+def test_the_core_does_not_print() -> None:
+    for path in (ROOT / "stages/vision/core").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            is_print = isinstance(node, ast.Call) and ast.unparse(node.func) in ("print", "sys.stdout.write")
+            assert not is_print, f"{path.name}, line {node.lineno}: use a callback or logging"
+
+
 def test_the_readme_of_the_tests_names_tests_that_exist() -> None:
     named = re.findall(r"`([\w/]+\.py)::(\w+)`", (ROOT / "tests/README.md").read_text())
     assert len(named) > 20

@@ -1,1 +1,1 @@
-"""The trained model, pretrained weights and checkpoints on disk."""
+"""The files of a training: the trained model, pretrained weights, checkpoints, and the training's fingerprint."""

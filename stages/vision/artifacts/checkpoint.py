@@ -1,4 +1,7 @@
-"""The state of a training on disk, written now and then, so that one that is killed can go on."""
+"""Checkpoints on disk, from which an interrupted training resumes.
+
+To add to what a checkpoint holds, add a field to `Checkpoint`, or to `Trainer.state_dict` in vision/core/trainer.py.
+"""
 
 import hashlib
 import io
@@ -8,7 +11,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from filelock import Timeout
@@ -17,93 +22,116 @@ from vision.core.trainer import State
 from vision.storage.atomic import sync
 from vision.storage.locks import lock_dir
 
-_KEPT = 2
-_FORGOTTEN = 7 * 24 * 3600
-"""Seconds after which nobody is expected to go on with a training."""
-_WAITS = 100
-"""A save is followed by so many times the time that it took, so that large networks spend no more on it either."""
+_MAX_CHECKPOINTS = 2
+_MAX_AGE = 7 * 24 * 3600
+"""Seconds after which an abandoned checkpoint is removed."""
+_PAUSE = 100
+"""Time between two saves, in multiples of the duration of a save, so that saving takes at most 1% of the time."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A training in progress.
+
+    Attributes:
+        fit: the state that `vision.core.loop.fit` resumes from.
+        run: the record of the tracked run, as in metrics/run.json.
+        seconds: duration of the training so far, in all processes.
+        saved_at: Unix time.
+    """
+
+    fit: State
+    run: dict[str, Any]
+    seconds: float
+    saved_at: float = field(default_factory=time.time)
 
 
 @contextmanager
-def checkpoints(folder: Path, seconds: float | None) -> Iterator["Checkpoints"]:
-    """The checkpoints in `folder`, for the block; a new one every so many seconds, None for never.
+def open_checkpoints(folder: Path, seconds: float | None) -> Iterator["Checkpoints"]:
+    """Open a folder of checkpoints for this process alone, and remove it in the end if it is empty.
 
-    No other process can use the folder meanwhile. One that cannot have it does without, and says so on stderr: training
-    is not to fail for the sake of a checkpoint.
+    If another process uses the folder, or it cannot be created, a line on stderr says so, and the training runs without
+    checkpoints.
+
+    Args:
+        folder: of one training, named by its fingerprint.
+        seconds: between two checkpoints; None for no checkpoints.
     """
     if seconds is None:
         yield Checkpoints()
         return
     with ExitStack() as stack:
-        saved = Checkpoints()
+        checkpoints = Checkpoints()
         try:
             stack.enter_context(lock_dir(folder))
-            saved = Checkpoints(folder, seconds)
+            checkpoints = Checkpoints(folder, seconds)
         except Timeout:
-            _tell(f"{folder}: in use by another process that trains the same; this one saves no checkpoints")
+            _warn(f"{folder}: in use by another process with the same training; this one saves no checkpoints")
         except OSError as error:
-            _tell(f"{folder}: cannot be used ({error.strerror}); no checkpoints are saved")
-        yield saved
+            _warn(f"{folder}: cannot be used ({error.strerror}); no checkpoints are saved")
+        yield checkpoints
 
 
 class Checkpoints:
-    """The two newest states, each in a file that is whole or absent: a SHA-256 and what torch.save wrote.
-
-    Without a folder there are none, and none are saved.
-    """
+    """The two latest checkpoints of a training. Each file is a SHA-256 digest followed by the output of torch.save."""
 
     def __init__(self, folder: Path | None = None, seconds: float = 0.0) -> None:
-        """Save to `folder`, which is there, the first time at once."""
+        """Save to an existing `folder`, every `seconds`, for the first time at once; without a folder, never save."""
         self.folder = folder
         self.seconds = seconds
-        self.due = time.monotonic()
+        self.next_save = time.monotonic()
 
-    def latest(self) -> State | None:
-        """The newest state that is as it was written; a damaged file is named on stderr and removed."""
+    def load_latest(self) -> Checkpoint | None:
+        """Load the latest checkpoint onto the CPU; None if there is none.
+
+        A damaged file is named on stderr and removed, and the one before it is loaded.
+        """
         for path in reversed(self._files()):
             try:
                 return _read(path)
-            except Exception as error:  # whatever a file may hold, it is worth no more than this line
+            except Exception as error:  # a damaged file can raise anything
                 reason = str(error).partition("\n")[0] or type(error).__name__
-                _tell(f"{path}: damaged ({reason}); ignored and removed")
+                _warn(f"{path}: damaged ({reason}); ignored and removed")
                 with suppress(OSError):
                     path.unlink()
         return None
 
-    def offer(self, state: Callable[[], State]) -> None:
-        """Save what `state` makes, if it is time to; a disk that does not take it ends that, but not the training."""
-        if self.folder is None or time.monotonic() < self.due:
+    def save_if_due(self, make_checkpoint: Callable[[], Checkpoint]) -> None:
+        """Save what `make_checkpoint` returns if the interval has passed.
+
+        If the disk refuses it, a line on stderr says so, and no more checkpoints are saved.
+        """
+        if self.folder is None or time.monotonic() < self.next_save:
             return
         started = time.monotonic()
-        made = state()
+        checkpoint = make_checkpoint()
         try:
-            self._save(self.folder, made)
+            self._save(self.folder, checkpoint)
         except OSError as error:
-            _tell(f"{self.folder}: cannot be written to ({error.strerror}); no more checkpoints are saved")
+            _warn(f"{self.folder}: cannot be written to ({error.strerror}); no more checkpoints are saved")
             self.folder = None
             return
         ended = time.monotonic()
-        self.due = ended + max(self.seconds, _WAITS * (ended - started))
+        self.next_save = ended + max(self.seconds, _PAUSE * (ended - started))
 
-    def clear(self) -> None:
-        """Remove them all: the training is over. So are those beside it that nobody went on with for a week."""
+    def remove(self) -> None:
+        """Remove the checkpoints after the training has ended, and those of other trainings abandoned for a week."""
         if self.folder is not None:
             shutil.rmtree(self.folder, ignore_errors=True)
-            for other in self.folder.parent.iterdir():
-                if other.is_dir():
-                    with suppress(OSError):
-                        _forget(other)
+            for other in filter(Path.is_dir, self.folder.parent.iterdir()):
+                with suppress(OSError):
+                    _remove_abandoned(other)
             self.folder = None
 
     def _files(self) -> list[Path]:
         return [] if self.folder is None else sorted(self.folder.glob("*.pt"))
 
-    def _save(self, folder: Path, state: State) -> None:
-        written = io.BytesIO()
-        torch.save(state, written)
-        content = written.getbuffer()
-        before = self._files()
-        number = int(before[-1].stem) + 1 if before else 1
+    def _save(self, folder: Path, checkpoint: Checkpoint) -> None:
+        buffer = io.BytesIO()
+        torch.save(vars(checkpoint), buffer)
+        content = buffer.getbuffer()
+        earlier = self._files()
+        number = int(earlier[-1].stem) + 1 if earlier else 1
         temporary = folder / "partial"
         try:
             with temporary.open("wb") as file:
@@ -115,38 +143,36 @@ class Checkpoints:
             sync(folder)
         finally:
             temporary.unlink(missing_ok=True)
-        for path in before[: len(before) + 1 - _KEPT]:
+        for path in earlier[: len(earlier) + 1 - _MAX_CHECKPOINTS]:
             path.unlink()
 
 
-def _read(path: Path) -> State:
+def _read(path: Path) -> Checkpoint:
     written = path.read_bytes()
     digest, content = written[:32], written[32:]
     if hashlib.sha256(content).digest() != digest:
-        raise ValueError("its checksum is another one")
-    state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    if not isinstance(state, dict):
-        raise TypeError("it holds no state")
-    return state
+        raise ValueError("the checksum does not match")
+    return Checkpoint(**torch.load(io.BytesIO(content), map_location="cpu", weights_only=True))
 
 
-def _forget(folder: Path) -> None:
-    """Remove the checkpoints in a folder if they are old and no process uses it.
+def _remove_abandoned(folder: Path) -> None:
+    """Remove the checkpoints in a folder, and the folder if nothing else is in it, if they are old.
 
     Raises:
-        OSError: one does, or it is no folder of checkpoints alone.
+        filelock.Timeout: a process uses the folder.
+        OSError: a file cannot be removed.
     """
 
     def is_old() -> bool:
-        return time.time() - folder.stat().st_mtime > _FORGOTTEN
+        return time.time() - folder.stat().st_mtime > _MAX_AGE
 
     if not is_old():
-        return  # unlocked: a training that begins just now is to find it free
+        return  # without taking the lock, which would keep a training that starts now from using the folder
     with lock_dir(folder):
         if is_old():
             for path in (*folder.glob("*.pt"), *folder.glob("partial")):
                 path.unlink()
 
 
-def _tell(line: str) -> None:
+def _warn(line: str) -> None:
     print(f"train: {line}", file=sys.stderr, flush=True)

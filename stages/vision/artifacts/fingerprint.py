@@ -1,44 +1,51 @@
-"""What the result of a training depends on, as one hash: parameters, data, code and what it is computed with."""
+"""A hash of everything that the result of a training depends on."""
 
 import hashlib
 import json
 from pathlib import Path
 
 import torch
-import yaml
+from ruamel.yaml import YAML
 
+from vision.core.device import cpu_capabilities, describe_environment
 from vision.pipeline.params import Params
 from vision.pipeline.paths import ROOT, resolve_path
 
 _DATA = ("train_images.npy", "train_labels.npy", "val_images.npy", "val_labels.npy", "stats.json")
 
 
-def of_training(params: Params, device: torch.device, dtype: torch.dtype) -> str:
-    """The identity of the training that this process is about to do, of 16 hexadecimal digits.
+def training_fingerprint(params: Params, device: torch.device, dtype: torch.dtype) -> str:
+    """Hash the parameters, the data, the code, the versions and the hardware of the training in this process.
 
-    Two of one identity end in the same weights, so that one can go on from where the other stopped.
+    Two trainings with the same fingerprint end with the same weights, bit for bit on a CPU, so one can resume from the
+    checkpoint of the other.
+
+    Returns:
+        16 hexadecimal digits.
     """
-    files = [*_code(), *(ROOT / "data/processed" / name for name in _DATA)]
-    if params.model.weights is not None:
-        files += [path for path in [resolve_path(params.model.weights)] if path.is_file()]
+    files = [*_code_files(), *(ROOT / "data/processed" / name for name in _DATA)]
+    if params.model.weights is not None and (path := resolve_path(params.model.weights)).is_file():
+        files.append(path)
+    environment = describe_environment(device, dtype)
     facts = {
         "params": params.model_dump(include={"seed", "model", "train"}, exclude={"train": {"checkpoint_seconds"}}),
-        "files": [[path.name, _digest(path)] for path in files],
+        "files": [[path.name, _sha256(path)] for path in files],
         "torch": torch.__version__,
-        "device": device.type,
         "dtype": str(dtype),
-        "threads": torch.get_num_threads(),
+        # Kernels, and the order in which they add numbers, depend on the processor and the number of threads.
+        "hardware": {name: environment[name] for name in ("device", "device_name", "threads")},
+        "capabilities": dict(cpu_capabilities()),
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _code() -> list[Path]:
-    """The files that dvc.yaml says the train stage runs."""
-    deps = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]["train"]["deps"]
+def _code_files() -> list[Path]:
+    """The Python files that the train stage depends on in dvc.yaml."""
+    deps = YAML(typ="safe", pure=True).load(ROOT / "dvc.yaml")["stages"]["train"]["deps"]
     paths = [ROOT / dep for dep in deps if dep.startswith("stages/")]
     return [file for path in paths for file in (sorted(path.rglob("*.py")) if path.is_dir() else [path])]
 
 
-def _digest(path: Path) -> str:
+def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

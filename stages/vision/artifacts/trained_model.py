@@ -1,4 +1,4 @@
-"""The trained model on disk: model.pt, a state dict, and model.json, all that is needed to rebuild the network."""
+"""The trained model on disk: model.pt has the weights, model.json describes the network."""
 
 import io
 import pickle
@@ -21,48 +21,62 @@ from vision.storage.tables import read_json, write_json
 
 
 @dataclass(frozen=True)
-class Description(ImageSpec):
-    """The network and the images that it is for; see `models.build`."""
+class ModelConfig(ImageSpec):
+    """The network and its input images, as model.json holds them.
+
+    Attributes:
+        name: of the network; see `vision.core.models.classifier.build`.
+        options: the section of params.yaml that describes the network.
+        image_size: size in pixels that the network resizes images to; None leaves them.
+    """
 
     name: str
     options: dict[str, Any]
     image_size: Annotated[int, Field(ge=2, le=2048)] | None = None
 
 
-def build(description: Description) -> classifier.Classifier:
-    """Make the network that is described, its weights random."""
-    inputs = classifier.InputSpec(description.image_shape, description.mean, description.std, description.image_size)
-    return classifier.build(description.name, description.options, inputs, len(description.classes))
-
-
-def save(directory: Path, model: classifier.Classifier, description: Description) -> None:
-    """Write model.pt and model.json; weights are stored as they are on a CPU, in their own dtype."""
-    state = {name: value.cpu() for name, value in model.state_dict().items()}
-    written = io.BytesIO()  # torch itself does not say why a file cannot be written
-    torch.save(state, written)
-    with atomic_write(directory / "model.pt") as temporary:
-        temporary.write_bytes(written.getbuffer())
-    write_json(directory / "model.json", asdict(description))
-
-
-def load(directory: str | Path) -> tuple[classifier.Classifier, Description]:
-    """Read what `save` wrote: the model, on the CPU and in evaluation mode, and its description.
+def build_model(config: ModelConfig) -> classifier.Classifier:
+    """Build the network with random weights.
 
     Raises:
-        UserError: a file is missing or damaged, the two do not belong together, or a weight is not finite.
+        ValueError: there is no such network, or it cannot take such images. The message names the parameter.
+    """
+    inputs = classifier.InputSpec(config.image_shape, config.mean, config.std, config.image_size)
+    return classifier.build(config.name, config.options, inputs, len(config.classes))
+
+
+def save_model(directory: Path, model: classifier.Classifier, config: ModelConfig) -> None:
+    """Write model.pt, a state dict of CPU tensors, and model.json to `directory`."""
+    state = {name: value.cpu() for name, value in model.state_dict().items()}
+    buffer = io.BytesIO()  # if torch.save wrote to the file, its error would not say why the disk refused
+    torch.save(state, buffer)
+    with atomic_write(directory / "model.pt") as temporary:
+        temporary.write_bytes(buffer.getbuffer())
+    write_json(directory / "model.json", asdict(config))
+
+
+def load_model(directory: str | Path) -> tuple[classifier.Classifier, ModelConfig]:
+    """Read what `save_model` wrote.
+
+    Returns:
+        The model, on the CPU and in evaluation mode, and its description. The model maps images [B, H, W, C], uint8 or
+        float32 in [0, 255], to logits [B, classes]; `config.classes` has the names of the classes.
+
+    Raises:
+        UserError: a file is missing or damaged, the two do not fit each other, or a weight is not finite.
     """
     directory = Path(directory)
     path = directory / "model.pt"
-    description = read_json(directory / "model.json", Description)
+    config = read_json(directory / "model.json", ModelConfig)
     try:
-        model = build(description)
-    except Exception as error:  # other options than the train stage wrote can raise nearly anything
+        model = build_model(config)
+    except Exception as error:  # options that the train stage did not write can raise anything
         reason = str(error).partition("\n")[0]
         raise UserError(
             f"{directory / 'model.json'}: not made by the train stage ({reason}); `dvc repro -f train`"
         ) from None
     try:
-        state = read_state(path)
+        state = read_state_dict(path)
         for name, value in model.state_dict().items():
             if name in state and state[name].dtype != value.dtype:
                 raise UserError(f"{name} holds {state[name].dtype}, not {value.dtype}")
@@ -73,42 +87,40 @@ def load(directory: str | Path) -> tuple[classifier.Classifier, Description]:
     except UserError as error:
         raise UserError(f"{path}: {error}; `dvc repro -f train`") from None
     except (RuntimeError, TypeError) as error:
-        first = " ".join((str(error) or type(error).__name__).split())
-        raise UserError(
-            f"{path}: does not fit model.json ({textwrap.shorten(first, 200)}); `dvc repro -f train`"
-        ) from None
-    return model.eval(), description
+        reason = textwrap.shorten(str(error) or type(error).__name__, 200)
+        raise UserError(f"{path}: does not fit model.json ({reason}); `dvc repro -f train`") from None
+    return model.eval(), config
 
 
-def read_state(path: Path) -> dict[str, Tensor]:
-    """Read a state dict that `torch.save` wrote, onto the CPU; nothing else that a pickle may hold is opened.
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """Read a state dict that `torch.save` wrote, onto the CPU. Objects other than tensors are not unpickled.
 
-    A tensor may say that it is larger than memory, while the file is small: compare its shape before using it.
+    Compare the shape of a tensor before you use it: in a malicious file it may be larger than the memory.
 
     Raises:
-        UserError: it is damaged or no state dict; the path is left to the caller.
+        UserError: the file is damaged or not a state dict. The message does not name the file.
         FileNotFoundError: there is no such file.
     """
     if path.exists() and not path.is_file():
-        raise UserError("not a file")  # to read a pipe would take for ever
+        raise UserError("not a file")  # reading a pipe would block
     try:
-        with warnings.catch_warnings(action="ignore"):  # of what is refused below
+        with warnings.catch_warnings(action="ignore"):  # torch warns about files that are refused below
             state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise
     except pickle.UnpicklingError:
-        raise UserError("not a state dict of tensors alone, so it was not opened") from None
-    except Exception as error:  # a damaged file can raise nearly anything
-        first = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"damaged, or not made by torch.save ({first})") from None
-    kinds = {(type(name), type(value)) for name, value in state.items()} if isinstance(state, dict) else set()
-    if not kinds or not all(name is str and issubclass(value, Tensor) for name, value in kinds):
+        raise UserError("holds other objects than tensors, so it was not unpickled") from None
+    except Exception as error:  # a damaged file can raise anything
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"damaged, or not written by torch.save ({reason})") from None
+    types = {(type(name), type(value)) for name, value in state.items()} if isinstance(state, dict) else set()
+    if not types or not all(name is str and issubclass(value, Tensor) for name, value in types):
         raise UserError("not a state dict: expected a dictionary of tensors")
     return state
 
 
 def check_finite(state: Mapping[str, Tensor]) -> None:
-    """Raises UserError where a weight is not a finite number; the path is left to the caller."""
-    broken = [name for name, value in state.items() if not torch.isfinite(value).all()]
-    if broken:
-        raise UserError(f"{broken[0]} holds values that are not finite")
+    """Raise UserError if a tensor has a value that is not finite. The message does not name the file."""
+    for name, value in state.items():
+        if not torch.isfinite(value).all():
+            raise UserError(f"{name} has values that are not finite")

@@ -3,7 +3,7 @@
 The stage that writes a file constructs the model, and the stages that read it validate against it. A field that is not
 set is left out of a JSON file; a field that is None is `null` in JSON and an empty cell in CSV.
 
-data/processed/stats.json is described by `arrays.Stats`, models/model.json by `artifacts.trained_model.Description`.
+data/processed/stats.json is described by `arrays.Stats`, models/model.json by `artifacts.trained_model.ModelConfig`.
 """
 
 from typing import Annotated

@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from vision.artifacts import fingerprint
+from vision.artifacts.fingerprint import training_fingerprint
+from vision.core import device
 from vision.pipeline import paths
 from vision.pipeline.params import Params, load_params
 from vision.pipeline.paths import ROOT
@@ -33,12 +35,12 @@ def changed(section: str, **values: object) -> Params:
     return params.model_copy(update={section: getattr(params, section).model_copy(update=values)})
 
 
-def test_it_changes_with_what_the_result_depends_on(root: Path) -> None:
+def test_it_changes_with_what_the_result_depends_on(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (root / "weights.pt").write_bytes(b"weights")
     there = changed("model", weights="weights.pt")
 
     def found(params: Params | None = None, dtype: torch.dtype = torch.float32) -> str:
-        return fingerprint.of_training(params or load_params(), CPU, dtype)
+        return training_fingerprint(params or load_params(), CPU, dtype)
 
     seen = [found(), found(there), found(changed("train", lr=0.2)), found(changed("model", freeze_epochs=1))]
     seen += [found(load_params().model_copy(update={"seed": 1})), found(dtype=torch.bfloat16)]
@@ -46,6 +48,12 @@ def test_it_changes_with_what_the_result_depends_on(root: Path) -> None:
     torch.set_num_threads(threads + 1)
     seen.append(found())
     torch.set_num_threads(threads)
+    with monkeypatch.context() as patch:
+        patch.setattr(device, "_cpu_name", lambda: "another processor")
+        seen.append(found())
+    with monkeypatch.context() as patch:
+        patch.setattr(fingerprint, "cpu_capabilities", lambda: {"avx512_bf16": "of another kind"})
+        seen.append(found())
     for path in (
         "stages/train.py",
         "stages/vision/core/loop.py",
@@ -63,9 +71,9 @@ def test_it_changes_with_what_the_result_depends_on(root: Path) -> None:
 
 
 def test_it_stays_with_what_changes_nothing(root: Path) -> None:
-    before = fingerprint.of_training(load_params(), CPU, torch.float32)
+    before = training_fingerprint(load_params(), CPU, torch.float32)
     (root / "stages/evaluate.py").write_text("")
     (root / "stages/vision/core/models/__pycache__").mkdir()
     (root / "stages/vision/core/models/__pycache__/convnet.cpython-399.pyc").write_bytes(b"bytecode")
     others = [changed("train", checkpoint_seconds=1.0), changed("report", title="Another"), load_params()]
-    assert {fingerprint.of_training(params, CPU, torch.float32) for params in others} == {before}
+    assert {training_fingerprint(params, CPU, torch.float32) for params in others} == {before}

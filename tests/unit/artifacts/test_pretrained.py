@@ -5,7 +5,7 @@ import pytest
 import torch
 from torchvision.models import resnet18
 
-from vision.artifacts import pretrained
+from vision.artifacts.pretrained import load_pretrained, pretrained_image_size
 from vision.core.models import classifier
 from vision.core.models.classifier import Classifier, InputSpec
 from vision.pipeline.errors import UserError
@@ -24,7 +24,7 @@ def test_all_but_the_last_layer_and_the_normalisation_is_taken(tmp_path: Path, c
     source, model = network(3, seed=1), network(classes)
     head, offset = model.head.weight.clone(), model.offset.clone()  # type: ignore[operator]
     torch.save(source.state_dict(), tmp_path / "model.pt")
-    pretrained.start_from(model, "convnet", str(tmp_path / "model.pt"))
+    load_pretrained(model, "convnet", str(tmp_path / "model.pt"))
     assert torch.equal(model.head.weight, head)  # type: ignore[arg-type]
     assert torch.equal(model.offset, offset)
     for key, value in source.network.state_dict().items():
@@ -37,16 +37,16 @@ def test_a_state_dict_of_torchvisions_own_is_taken(tmp_path: Path) -> None:
     source = resnet18(num_classes=1000)
     torch.save(source.state_dict(), tmp_path / "resnet18.pth")
     model = classifier.build("resnet18", {"stem": "standard"}, SMALL_IMAGES, 4)
-    pretrained.start_from(model, "resnet18", str(tmp_path / "resnet18.pth"))
+    load_pretrained(model, "resnet18", str(tmp_path / "resnet18.pth"))
     state = model.network.state_dict()
     assert torch.equal(state["layer4.1.conv2.weight"], source.layer4[1].conv2.weight)
     assert state["fc.weight"].shape == (4, 512)
 
 
 def test_the_size_that_pretrained_weights_want_is_known() -> None:
-    assert pretrained.pretrained_size("resnet18") == 224
+    assert pretrained_image_size("resnet18") == 224
     with pytest.raises(UserError, match="pretrained is for torchvision's networks, not convnet"):
-        pretrained.pretrained_size("convnet")
+        pretrained_image_size("convnet")
 
 
 def test_weights_that_cannot_be_downloaded_can_be_supplied(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -54,9 +54,9 @@ def test_weights_that_cannot_be_downloaded_can_be_supplied(monkeypatch: pytest.M
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
     model = classifier.build("resnet18", {"stem": "standard"}, SMALL_IMAGES, 4)
     with pytest.raises(UserError) as error:
-        pretrained.start_from(model, "resnet18", "pretrained")
+        load_pretrained(model, "resnet18", "pretrained")
     assert "params.yaml: model.weights: pretrained: cannot be downloaded or read (" in str(error.value)
-    assert "resnet18-f37072fd.pth elsewhere and write its path in place of pretrained" in str(error.value)
+    assert "resnet18-f37072fd.pth elsewhere and set model.weights to its path" in str(error.value)
     assert not list(tmp_path.rglob("*.pth"))
 
 
@@ -72,7 +72,7 @@ def test_the_older_forms_that_torchvision_offers_are_taken(tmp_path: Path) -> No
     assert "features.denseblock1.denselayer1.norm.1.weight" in older
     torch.save(older, tmp_path / "old.pth")
     model = classifier.build("densenet121", {"stem": "standard"}, SMALL_IMAGES, 5)
-    pretrained.start_from(model, "densenet121", str(tmp_path / "old.pth"))
+    load_pretrained(model, "densenet121", str(tmp_path / "old.pth"))
     for name, value in model.network.state_dict().items():
         assert name.startswith("classifier") or torch.equal(value, source[name]), name
 
@@ -81,12 +81,12 @@ def test_the_older_forms_that_torchvision_offers_are_taken(tmp_path: Path) -> No
     ("content", "says"),
     [
         (None, "model.pt: not found (looked for "),
-        (b"no weights", "model.pt: not a state dict of tensors alone, so it was not opened"),
-        (b"", "model.pt: damaged, or not made by torch.save ("),
+        (b"no weights", "model.pt: holds other objects than tensors, so it was not unpickled"),
+        (b"", "model.pt: damaged, or not written by torch.save ("),
         ({"network.first.weight": torch.ones(24, 3, 2, 2)}, "does not fit convnet: blocks.0.convs.0.weight is missing"),
         (
             network(3).state_dict() | {"network.first.weight": torch.full((24, 3, 2, 2), torch.nan)},
-            "model.pt: first.weight holds values that are not finite",
+            "model.pt: first.weight has values that are not finite",
         ),
         ({"epoch": 3}, "model.pt: not a state dict: expected a dictionary of tensors"),
         (network(3, widths=(4, 9)).state_dict(), "blocks.1.convs.0.weight is [9, 4, 3, 3], not [8, 4, 3, 3]"),
@@ -102,7 +102,7 @@ def test_weights_that_do_not_fit_are_refused_in_one_line(tmp_path: Path, content
     model = network(3)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     with pytest.raises(UserError) as error:
-        pretrained.start_from(model, "convnet", str(path))
+        load_pretrained(model, "convnet", str(path))
     assert str(error.value).startswith(f"params.yaml: model.weights: {path}: ")
     assert says in str(error.value)
     assert len(str(error.value).splitlines()) == 1

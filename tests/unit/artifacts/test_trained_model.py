@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from vision.artifacts import trained_model
+from vision.artifacts.trained_model import ModelConfig, build_model, load_model, save_model
 from vision.pipeline.errors import UserError
 
-DESCRIPTION = trained_model.Description(
+CONFIG = ModelConfig(
     name="convnet",
     options={"widths": [4, 8], "depth": 1},
     classes=["cat", "dog", "emu"],
@@ -22,8 +22,8 @@ DESCRIPTION = trained_model.Description(
 def saved(folder: Path) -> torch.Tensor:
     """Save a model and give its logits for `images()`."""
     torch.manual_seed(0)
-    model = trained_model.build(DESCRIPTION).eval()
-    trained_model.save(folder, model, DESCRIPTION)
+    model = build_model(CONFIG).eval()
+    save_model(folder, model, CONFIG)
     return model(images())
 
 
@@ -33,8 +33,8 @@ def images() -> torch.Tensor:
 
 def test_a_saved_model_comes_back_with_its_description(tmp_path: Path) -> None:
     logits = saved(tmp_path)
-    model, description = trained_model.load(str(tmp_path))
-    assert description == DESCRIPTION
+    model, config = load_model(str(tmp_path))
+    assert config == CONFIG
     assert not model.training
     assert torch.equal(model(images()), logits)
 
@@ -72,9 +72,9 @@ def widen(folder: Path) -> None:
         (lambda folder: (folder / "model.pt").write_bytes(b""), "model.pt: "),
         (lambda folder: (folder / "model.pt").write_bytes(b"no model"), "model.pt: "),
         (lambda folder: (folder / "model.pt").write_bytes(pickle.dumps(Evil())), "model.pt: "),
-        (lambda folder: torch.save(Evil(), folder / "model.pt"), "was not opened"),
+        (lambda folder: torch.save(Evil(), folder / "model.pt"), "was not unpickled"),
         (lambda folder: torch.save([1, 2], folder / "model.pt"), "model.pt: "),
-        (poison, "network.last.weight holds values that are not finite"),
+        (poison, "network.last.weight has values that are not finite"),
         (widen, "does not fit model.json"),
     ],
     ids=[
@@ -98,7 +98,7 @@ def test_damage_is_one_line_and_runs_nothing(
     saved(tmp_path)
     damage(tmp_path)
     with pytest.raises(UserError) as error:
-        trained_model.load(tmp_path)
+        load_model(tmp_path)
     assert says in str(error.value)
     assert len(str(error.value).splitlines()) == 1
     assert not (tmp_path / "evil-was-here").exists()
