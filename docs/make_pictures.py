@@ -33,8 +33,8 @@ WAIT_SECONDS = 60
 
 COLUMNS = [
     "attributes.`Models`",
-    "metrics.`test/accuracy`",
-    "metrics.`val/best_accuracy`",
+    "metrics.`test_accuracy`",
+    "metrics.`best_val_accuracy`",
     "params.`model.name`",
     "params.`train.epochs`",
     "params.`train.lr`",

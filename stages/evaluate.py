@@ -51,8 +51,8 @@ def main() -> None:
         write_tables(test.labels, probabilities, stats)
         run.set_tags({"evaluate": params.evaluate.model_dump()})
         logged = {**metrics.model_dump(), "seconds": seconds, "images_per_s": len(test.labels) / seconds}
-        run.log_metrics({f"test/{name}": value for name, value in logged.items()})
-        run.log_metrics({"evaluate/peak_memory_mib": peak_memory()})
+        run.log_metrics({f"test_{name}": value for name, value in logged.items()})
+        run.log_metrics({"evaluate_peak_memory_mib": peak_memory()})
     print(f"evaluate: test accuracy {metrics.accuracy:.2%}, with one view per image {metrics.accuracy_one_view:.2%}")
 
 

@@ -22,14 +22,14 @@ def main() -> None:
     with atomic.atomic_write(file) as temporary:
         temporary.write_text(html, encoding="utf-8")
     with mlflow_run.resumed_run(params.tracking, results.run.model_dump()) as run:
-        run.describe_as(page.summary(results))
+        run.set_description(page.summary(results))
         for name, figure in charts.make_charts(results, "light").items():
             run.log_figure(name, figure)
         run.log_artifact(ROOT / "data" / "samples.png", "figures")
         run.log_artifact(file, "report")
         for table in ("history", "confusion_matrix", "per_class", "calibration"):
             run.log_artifact(ROOT / "metrics" / f"{table}.csv", "metrics")
-        run.log_metrics({"report/peak_memory_mib": peak_memory()})
+        run.log_metrics({"report_peak_memory_mib": peak_memory()})
     if main_root(ROOT) == ROOT:
         print(f"report: open {file} in a browser")
     else:

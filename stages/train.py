@@ -265,24 +265,24 @@ def write_metrics(results: Results, record: Mapping[str, Any]) -> None:
 def log_results(run: Run, results: Results, model: Classifier, images: torch.Tensor, classes: list[str]) -> None:
     """Add the results and the model to the MLflow run. The logged model returns probabilities."""
     run.set_tags({**results.environment, "parameters": results.metrics.parameters, "ended": results.ended})
-    run.log_metrics(run_metrics(results))
     probabilities = torch.nn.Sequential(model.cpu(), torch.nn.Softmax(1)).eval()
     run.log_model(probabilities, images.cpu().numpy(), classes)
     run.register_model(results.metrics.val_accuracy)
-    run.log_metrics({"train/peak_memory_mib": peak_memory()})
+    run.log_metrics(run_metrics(results))  # after the model, so that it gets them, too
+    run.log_metrics({"train_peak_memory_mib": peak_memory()})
 
 
 def run_metrics(results: Results) -> dict[str, float]:
-    """Name the metrics of the whole training for MLflow, apart from those of its epochs."""
+    """Name the metrics of the whole training for MLflow, without the prefix that metrics of epochs have."""
     metrics, speed = results.metrics, results.speed
     named = {
-        "train/best_epoch": metrics.best_epoch,
-        "train/total_seconds": speed.seconds,
-        "train/mean_images_per_s": speed.images_per_s,
-        "train/mean_share_of_peak": speed.share_of_peak,
-        "train/peak_tflops": speed.peak_tflops,
-        "val/best_loss": metrics.val_loss,
-        "val/best_accuracy": metrics.val_accuracy,
+        "best_epoch": metrics.best_epoch,
+        "train_seconds": speed.seconds,
+        "train_images_per_s": speed.images_per_s,
+        "train_share_of_peak": speed.share_of_peak,
+        "peak_tflops": speed.peak_tflops,
+        "best_val_loss": metrics.val_loss,
+        "best_val_accuracy": metrics.val_accuracy,
     }
     return {name: value for name, value in named.items() if value is not None}
 

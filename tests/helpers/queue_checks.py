@@ -15,7 +15,7 @@ from mlflow.entities import Run
 from project import Project
 
 WORKERS = 2
-METRICS = {"train/loss", "train/total_seconds", "val/accuracy", "val/best_accuracy", "test/accuracy", "test/f1_macro"}
+METRICS = {"train/loss", "train_seconds", "val/accuracy", "best_val_accuracy", "test_accuracy", "test_f1_macro"}
 ARTIFACTS = {
     "report/index.html",
     "figures/samples.png",
@@ -138,7 +138,7 @@ def agrees_with_dvc(project: Project, client: MlflowClient, run: Run) -> bool:
     if commit is None:
         return False
     test, record = (json.loads(project.run("git", "show", f"{commit}:metrics/{name}.json")) for name in ("test", "run"))
-    found = run.info.run_id, run.data.metrics.get("test/accuracy")
+    found = run.info.run_id, run.data.metrics.get("test_accuracy")
     return found == (record["mlflow"]["run_id"], test["accuracy"])
 
 

@@ -291,12 +291,12 @@ def test_each_moment_goes_to_the_innermost_cause() -> None:
 STAGE = """
 import sys
 sys.path.insert(0, "stages")
-from vision import tracking
-from vision.params import load_params
+from vision.pipeline.params import load_params
+from vision.tracking import mlflow_run
 
 settings = load_params().tracking.model_copy(update={"enabled": False})
-with tracking.resumed_run(settings, {"mlflow": None, "tensorboard": None}) as run:
-    run.log_metrics({"test/accuracy": 0.5})
+with mlflow_run.resumed_run(settings, {"mlflow": None, "tensorboard": None}) as run:
+    run.log_metrics({"test_accuracy": 0.5})
 """
 
 

@@ -72,13 +72,13 @@ def test_the_mlflow_run_holds_what_the_stages_found(project: Project) -> None:
     (run,) = runs(project)
     assert run.info.run_id == project.json("metrics/run.json")["mlflow"]["run_id"]
     assert run.info.status == "FINISHED"
-    assert run.data.metrics["test/accuracy"] == pytest.approx(project.json("metrics/test.json")["accuracy"])
+    assert run.data.metrics["test_accuracy"] == pytest.approx(project.json("metrics/test.json")["accuracy"])
     assert run.data.metrics["val/accuracy"] == pytest.approx(
         float(project.table("metrics/history.csv")[-1]["val_accuracy"])
     )
     assert run.data.params["train.epochs"] == "3"
     for stage in ("train", "evaluate", "report"):
-        assert 100 < run.data.metrics[f"{stage}/peak_memory_mib"] < 4000
+        assert 100 < run.data.metrics[f"{stage}_peak_memory_mib"] < 4000
     assert run.data.tags["dvc.data"] == project.lock()["preprocess"]["outs"][0]["md5"]
     assert run.inputs is not None
     (data,) = run.inputs.dataset_inputs
@@ -93,7 +93,7 @@ def test_the_mlflow_run_holds_what_the_stages_found(project: Project) -> None:
     accuracy = project.json("metrics/test.json")["accuracy"]
     assert run.data.tags["mlflow.note.content"].startswith(f"- **{accuracy:.2%}** test accuracy")
     page = project.json("metrics/run.json")["mlflow"]["page"]
-    assert page.endswith(f"/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}")
+    assert f"/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}?" in page
     assert page in (project.root / "report/index.html").read_text()
     champion = client.get_model_version_by_alias("cifar10", "champion")
     assert champion.run_id == run.info.run_id
@@ -213,7 +213,7 @@ def test_an_experiment_in_a_temporary_copy_is_recorded_in_the_main_checkout(proj
     newest = runs(project)[0]
     assert newest.info.run_name == "elsewhere"
     assert newest.info.status == "FINISHED"
-    assert "test/accuracy" in newest.data.metrics
+    assert "test_accuracy" in newest.data.metrics
     assert newest.info.artifact_uri is not None
     assert (project.root / "mlruns") in Path(newest.info.artifact_uri.removeprefix("file://")).parents
 
@@ -271,7 +271,7 @@ def test_a_recipe_runs_and_what_stands_behind_it_wins(project: Project, recipe: 
     newest, *_ = runs(project)
     assert newest.info.run_name == recipe
     assert newest.info.status == "FINISHED"
-    assert newest.data.metrics["test/accuracy"] > 0.25, "chance is 0.1"
+    assert newest.data.metrics["test_accuracy"] > 0.25, "chance is 0.1"
     assert 0 < newest.data.metrics["train/share_of_peak"] < 2
     project.run("git", "checkout", "--quiet", ".")
     project.run("dvc", "checkout")

@@ -107,7 +107,7 @@ def test_an_experiment_from_a_subdirectory_in_a_copy_is_whole_on_a_server(
     assert [what for what, check in CHECKS.items() if not check(project, remote, run)] == []
     assert remote.get_model_version_by_alias("cifar10", "champion").run_id == run.info.run_id
     record = yaml.safe_load(project.run("git", "show", f"{list_commits(project)['served']}:metrics/run.json"))
-    page = f"{server}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+    page = f"{server}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}?workflowType=machine_learning"
     assert (record["mlflow"]["tracking_uri"], record["mlflow"]["page"]) == (server, page)
     assert len(runs(client)) == here
     assert not (subdirectory.root / "mlflow.db").exists()
@@ -116,7 +116,7 @@ def test_an_experiment_from_a_subdirectory_in_a_copy_is_whole_on_a_server(
 def test_from_a_run_in_mlflow_back_to_its_files_and_to_the_same_model_again(
     project: Project, client: MlflowClient
 ) -> None:
-    run, *_ = runs(client, order_by=["metrics.`val/best_loss` ASC"])
+    run, *_ = runs(client, order_by=["metrics.best_val_loss ASC"])
     tags = run.data.tags
     commit = project.run("git", "rev-parse", "HEAD").strip()
     assert (tags["mlflow.source.git.commit"], tags["dvc.baseline_rev"]) == (commit, commit)
@@ -134,8 +134,8 @@ def test_from_a_run_in_mlflow_back_to_its_files_and_to_the_same_model_again(
             place = place[key]
         assert place == yaml.safe_load(value), name
     before = {name: project.json(f"metrics/{name}.json") for name in ("train", "test")}
-    assert {f"test/{name}": value for name, value in before["test"].items()}.items() <= run.data.metrics.items()
-    assert before["train"]["val_accuracy"] == run.data.metrics["val/best_accuracy"]
+    assert {f"test_{name}": value for name, value in before["test"].items()}.items() <= run.data.metrics.items()
+    assert before["train"]["val_accuracy"] == run.data.metrics["best_val_accuracy"]
     assert_same_weights(client, run, project.root / "models/model.pt")
 
     # The same number of threads: with others sums are rounded otherwise.

@@ -94,8 +94,8 @@ def test_each_trial_is_an_experiment_and_a_complete_child_run_of_the_search(
         assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
         assert run.data.tags["search.trial"] == str(trial.number)
         assert run.data.tags["dvc.apply"] == f"dvc exp apply {name}"
-        assert {"test/accuracy", "val/best_accuracy"} <= run.data.metrics.keys()
-        assert trial.user_attrs["val_accuracy"] == run.data.metrics["val/best_accuracy"]
+        assert {"test_accuracy", "best_val_accuracy"} <= run.data.metrics.keys()
+        assert trial.user_attrs["val_accuracy"] == run.data.metrics["best_val_accuracy"]
         assert {key: json.loads(run.data.params[key]) for key in trial.params} == trial.params
 
 

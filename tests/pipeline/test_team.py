@@ -182,7 +182,7 @@ def test_two_clones_train_at_once_on_one_server(first: Project, second: Project,
         assert [metric.value for metric in history] == pytest.approx(
             [float(row["val_loss"]) for row in project.table("metrics/history.csv")]
         )
-        assert run.data.metrics["test/accuracy"] == project.json("metrics/test.json")["accuracy"]
+        assert run.data.metrics["test_accuracy"] == project.json("metrics/test.json")["accuracy"]
         local = mlflow.artifacts.download_artifacts(
             run_id=run.info.run_id, artifact_path="report/index.html", tracking_uri=server, dst_path=str(folder / name)
         )
@@ -190,7 +190,10 @@ def test_two_clones_train_at_once_on_one_server(first: Project, second: Project,
         record = project.json("metrics/run.json")["mlflow"]
         assert record["run_id"] == run.info.run_id
         assert record["tracking_uri"] == server
-        assert record["page"] == f"{server}/#/experiments/{experiment.experiment_id}/runs/{run.info.run_id}"
+        assert (
+            record["page"]
+            == f"{server}/#/experiments/{experiment.experiment_id}/runs/{run.info.run_id}?workflowType=machine_learning"
+        )
 
     versions = client.search_model_versions("name = 'cifar10'")
     assert {version.run_id for version in versions} == {run.info.run_id for run in runs.values()}

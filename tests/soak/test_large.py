@@ -60,7 +60,7 @@ def test_500_000_images_flow_through_all_stages_in_the_memory_stated(tmp_path: P
     client = MlflowClient(f"sqlite:///{project.root / 'mlflow.db'}")
     metrics = client.get_run(project.json("metrics/run.json")["mlflow"]["run_id"]).data.metrics
     for stage in ("train", "evaluate", "report"):
-        assert metrics[f"{stage}/peak_memory_mib"] == pytest.approx(peaks[stage], rel=0.05)
+        assert metrics[f"{stage}_peak_memory_mib"] == pytest.approx(peaks[stage], rel=0.05)
     shutil.rmtree(tmp_path)  # gigabytes
 
 

@@ -162,7 +162,7 @@ class TrialRunner:
         best = rank_trials(self.study)[0].user_attrs.get("val_accuracy", 0.0)
         metrics = {"search/val_accuracy": accuracy or 0.0, "search/best_val_accuracy": best}
         self.mlflow_run.log_metrics(metrics, step=number)
-        self.mlflow_run.describe_as(format_table(self.study))
+        self.mlflow_run.set_description(format_table(self.study))
 
     def _format_status(self) -> str:
         """The accuracy of each running trial so far, and the best finished one."""

@@ -1,20 +1,17 @@
-"""What a stage tells MLflow: one MLflow run for each trained model, opened by `train`, resumed by later stages.
+"""The MLflow run of a model: `train` opens it, `evaluate` and `report` resume it, a search has one above its trials'.
 
-A run is opened only in a store that answers. From then on the store may come and go: what it does not take is kept in
-`unlogged/`, an outbox for each run, and every later command that opens or resumes a run there logs it.
+A run is opened only in a store that answers. If the store fails later, records wait in a spool; see `spool`.
 """
 
-import contextlib
-import itertools
+import hashlib
 import json
 import os
 import sys
 import tempfile
-import threading
 import time
-import warnings
+import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,408 +20,253 @@ import numpy as np
 from vision.pipeline.errors import UserError
 from vision.pipeline.params import Params, Tracking
 from vision.pipeline.paths import ROOT, main_root
-from vision.pipeline.stage import importing
 from vision.storage.arrays import Stats
-from vision.tracking import provenance, store, tensorboard
-from vision.tracking.delivery import Delivery, now
-from vision.tracking.outbox import Outbox, count_records, outboxes, tell
-from vision.tracking.run import Run, epoch_metrics
+from vision.tracking import provenance, store
+from vision.tracking.model_export import export_model
+from vision.tracking.run import Run, Sink
+from vision.tracking.spool import Spool, errors, publish_all, report, report_unlogged
+from vision.tracking.system_metrics import MEMORY, sample_system_metrics
+from vision.tracking.tensorboard import tensorboard_sink
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from mlflow import MlflowClient
     from torch import nn
 
-_MEMORY = "system_memory_usage_megabytes"
-"""Of MLflow's samples of the machine; all of them have it."""
-
 
 @contextmanager
 def training_run(
     params: Params, stats: Stats, tags: Mapping[str, str] | None = None, before: Mapping[str, Any] | None = None
 ) -> Iterator[Run]:
-    """Open a run for the block: FINISHED when it ends well, KILLED when interrupted, FAILED otherwise.
+    """Open a run for the block: FINISHED at its end, KILLED if it is interrupted, FAILED after another exception.
 
-    It starts with the parameters that make the model, the data, and where both come from. It is called like the DVC
-    experiment where there is one, else `<model name>-<Git commit>`. Its tag `ended` says why it ended. While it is
-    open, the use of CPU, memory and GPU is sampled. TensorBoard's files go beside it, if asked for. A training
-    that goes on goes on with its run, if that is still there: told its epochs anew, it takes those that it lacks.
+    The run gets the parameters of the model, the data, its provenance, and samples of the use of CPU, memory and GPU.
+    It is named like the DVC experiment, or else `<model>-<Git commit>`. The tag `ended` says why it failed.
 
     Args:
         params: the whole of params.yaml.
         stats: of the data.
-        tags: what else is to be told of the run.
-        before: the record of the run that a process opened that was killed while it trained the same.
+        tags: further tags.
+        before: the record of the run to continue, after a kill: it gets the epochs that it lacks. If it is gone, a new
+            run is opened.
 
     Raises:
-        UserError: the MLflow store cannot be used when the block begins; nothing that it does later is raised.
+        UserError: the MLflow store cannot be used at the start; nothing is raised if it fails later.
     """
     name = os.environ.get("DVC_EXP_NAME") or "-".join(filter(None, [params.model.name, provenance.commit()[:7]]))
-    before = before or Run().record
-    folder = (before["tensorboard"] or tensorboard.new_folder(name)) if params.tracking.tensorboard else None
-    with (
-        _mlflow_run(params, stats, name, tags or {}, before["mlflow"]) as run,
-        tensorboard.beside(run, main_root(ROOT), folder, anew=folder == before["tensorboard"]) as both,
-    ):
-        yield both
+    before = before or {"mlflow": None, "tensorboard": None}
+    sinks: list[Sink] = []
+    record = folder = None
+    with ExitStack() as stack:
+        if params.tracking.enabled:
+            old_id = before["mlflow"] and before["mlflow"]["run_id"]
+            sink = _open_run(params, name, provenance.tags() | dict(tags or {}), old_id)
+            record = sink.record
+            sinks.append(sink)
+            stack.enter_context(_ended(sink))
+            stack.enter_context(sample_system_metrics(sink.log_metrics, sink.uri, sink.samples))
+            if record["run_id"] != old_id:
+                sink.log_inputs(params, stats)
+            if params.tracking.registry:
+                classes = json.dumps(stats.classes, ensure_ascii=False)
+                if len(classes) > 1000:  # MLflow limits the length of tags
+                    classes = hashlib.sha256(classes.encode()).hexdigest()
+                sink.registered_model = params.tracking.experiment
+                sink.version_tags = {"classes": classes, "split_digest": stats.split_digest}
+        if params.tracking.tensorboard:
+            folder = before["tensorboard"] or f"tensorboard/{name}-{uuid.uuid4().hex[:6]}"
+            purge = folder == before["tensorboard"]
+            sinks.append(stack.enter_context(tensorboard_sink(main_root(ROOT) / folder, purge)))
+        yield Run(sinks, record, folder)
 
 
 @contextmanager
 def search_run(params: Params, run_id: str | None) -> Iterator[Run]:
-    """Open the run that stands above those of a search's trials, or go on with it; it ends as `training_run` does.
-
-    Args:
-        params: the whole of params.yaml.
-        run_id: of the run that an earlier process opened for the same search, if there is one.
-
-    Raises:
-        UserError: the MLflow store cannot be used when the block begins.
-    """
+    """Open the parent run of a search's trials, or continue the run `run_id`; it ends as in `training_run`."""
     if not params.tracking.enabled:
-        yield Run()
+        yield Run([], None, None)
         return
-    uri = store.tracking_uri()
-    with store.opening(uri):
-        client = store.client(uri)
-        experiment_id = store.experiment_id(client, params.tracking.experiment)
-        _deliver_kept(uri)
-        if run_id is None or not store.is_there(client, run_id):
-            tags = provenance.tags() | {"search.study": params.search.study}
-            run_id = client.create_run(experiment_id, tags=tags, run_name=params.search.study).info.run_id
-        else:
-            client.update_run(run_id, status="RUNNING")
-    with _concluded(_MlflowRun(uri, _record(uri, experiment_id, run_id))) as run:
-        yield run
+    sink = _open_run(params, params.search.study, provenance.tags() | {"search.study": params.search.study}, run_id)
+    with _ended(sink):
+        yield Run([sink], sink.record, None)
 
 
 @contextmanager
 def resumed_run(settings: Tracking, record: Mapping[str, Any]) -> Iterator[Run]:
-    """Add to the run that `training_run` recorded; its status and duration stay those of the training.
+    """Add to the run that metrics/run.json records; its status and duration stay.
 
-    A run that is gone is no reason to train again: a line on stderr says so, and the block runs unrecorded. Nor is a
-    store that cannot be used: what is logged is kept for later.
-
-    Args:
-        settings: the section of params.yaml.
-        record: what metrics/run.json holds.
+    If the run is gone, a line on stderr says so, and MLflow gets nothing. If the store cannot be used, records wait.
     """
+    mlflow = record["mlflow"] if settings.enabled else None
     folder = record["tensorboard"] if settings.tensorboard else None
-    if settings.tensorboard and folder is None:
-        lack = "the model was trained without tracking.tensorboard; nothing is written"
-        print(f"TensorBoard: {lack} (`dvc repro -f train`)", file=sys.stderr, flush=True)
-    with (
-        _resumed_mlflow_run(settings, record["mlflow"]) as run,
-        tensorboard.beside(run, main_root(ROOT), folder) as both,
-    ):
-        yield both
+    sinks: list[Sink] = []
+    with ExitStack() as stack:
+        if mlflow is not None and (sink := _resume_run(mlflow)):
+            sinks.append(sink)
+            stack.callback(sink.close)
+        else:
+            mlflow = None
+        if folder is not None:
+            sinks.append(stack.enter_context(tensorboard_sink(main_root(ROOT) / folder)))
+        elif settings.tensorboard:
+            lack = "the model was trained without tracking.tensorboard; nothing is written"
+            print(f"TensorBoard: {lack} (`dvc repro -f train`)", file=sys.stderr, flush=True)
+        yield Run(sinks, mlflow, folder)
 
 
-@contextmanager
-def _mlflow_run(
-    params: Params, stats: Stats, name: str, tags: Mapping[str, str], before: dict[str, str] | None
-) -> Iterator[Run]:
-    if not params.tracking.enabled:
-        yield Run()
-        return
-    uri = store.tracking_uri()
-    with store.opening(uri):
-        run, samples = _start(uri, params, name, tags, before)
-    with _concluded(run), _sampled(uri, run, samples):
-        if before is None or before["run_id"] != run.record["mlflow"]["run_id"]:
-            run.describe(params, stats)
-        yield run
+class MlflowSink:
+    """Logs to an MLflow run through its spool; `Run` describes the methods."""
 
+    registered_model: str | None = None
+    """What `register_model` registers the model as, if at all."""
+    version_tags: Mapping[str, str] = {}
+    """Of the registered version."""
+    logged_epochs: Collection[int] = ()
+    """Epochs that an earlier process has logged."""
+    samples = 0
+    """How many samples of the system metrics the run has already."""
 
-@contextmanager
-def _resumed_mlflow_run(settings: Tracking, record: dict[str, str] | None) -> Iterator[Run]:
-    if not settings.enabled or record is None:
-        yield Run()
-        return
-    current = store.tracking_uri()  # which may have the password
-    uri = current if store.recorded(current) == record["tracking_uri"] else store.resolved(record["tracking_uri"])
-    started = time.monotonic()
-    gone = problem = None
-    try:
-        with store.patience(**store.QUICK):
-            if (gone := _gone(uri, record["run_id"])) is None:
-                _deliver_kept(uri)
-    except Exception as error:
-        problem = error
-    if gone is not None:
-        tell(f"{gone}; nothing is recorded (`dvc repro -f train` opens a new run)")
-        _tell_unlogged()
-        yield Run()
-        return
-    run = _MlflowRun(uri, record, has_model=True)
-    if problem is not None:
-        run.pause(problem, time.monotonic() - started)
-    try:
-        yield run
-    finally:
-        run.close()
+    def __init__(self, uri: str, record: dict[str, str], client: "MlflowClient | None" = None) -> None:
+        """Without a client, connect when it is needed."""
+        self.uri, self.record = uri, record
+        self.spool = Spool(uri, record["run_id"], client)
 
+    def log_inputs(self, params: Params, stats: Stats) -> None:
+        """Log the parameters that make the model, and the data."""
+        unused = {"convnet", "plain_cnn", "torchvision"} - {params.model.family}
+        used = params.model_dump(include={"seed", "preprocess", "model", "train"}, exclude={"model": unused})
+        self.spool.put({"params": dict(_flatten(used))})
+        digest = (provenance.data_hash() or stats.split_digest)[:36]  # MLflow's limit
+        source = json.dumps({"uri": "data/processed"})
+        self.spool.put({"dataset": "data/processed", "digest": digest, "source": source})
 
-class _MlflowRun(Run):
-    epochs: Collection[int] = ()
-    """Those that the run already has."""
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None) -> None:  # noqa: D102
+        if step not in self.logged_epochs:
+            values = {name: float(value) for name, value in metrics.items()}
+            self.spool.put({"metrics": values, "time": _now(), "step": step})
 
-    def __init__(
-        self,
-        uri: str,
-        record: dict[str, str],
-        registry: str | None = None,
-        has_model: bool = False,
-    ) -> None:
-        """`registry` is the name that a model of this run is registered under; None is not at all."""
-        super().__init__(record)
-        run_id = record["run_id"]
-        self._uri = uri
-        self._outbox = Outbox(_unlogged() / run_id, {"tracking_uri": record["tracking_uri"]}, Delivery(uri, run_id))
-        self._registry = registry
-        self._has_model = has_model
-        self._figures: list[tuple[str, float, int, int]] = []
+    def set_tags(self, tags: Mapping[str, object]) -> None:  # noqa: D102
+        self.spool.put({"tags": dict(_flatten(tags))})
 
-    def describe(self, params: Params, stats: Stats) -> None:
-        others = {"convnet", "plain_cnn", "torchvision"} - {
-            params.model.family
-        }  # sections that say nothing of this model
-        made_with = params.model_dump(include={"seed", "preprocess", "model", "train"}, exclude={"model": others})
-        self._outbox.put({"call": "log", "params": dict(_flat(made_with))})
-        digest = (provenance.data_hash() or stats.split_digest)[:36]  # as many characters as MLflow keeps
-        where = json.dumps({"uri": "data/processed"})
-        self._outbox.put({"call": "data", "name": "data/processed", "digest": digest, "source": where})
-
-    def log_epoch(self, row: Mapping[str, float | None]) -> None:
-        if (epoch := int(row["epoch"] or 0)) not in self.epochs:
-            self._outbox.put({"call": "log", "metrics": _metrics(epoch_metrics(row), epoch)})
-
-    def log_metrics(self, figures: Mapping[str, float], step: int = 0) -> None:
-        metrics = _metrics(figures, step)
-        self._figures += metrics
-        self._outbox.put({"call": "log", "metrics": metrics, "of_model": self._has_model})
-
-    def log_sample(self, figures: Mapping[str, float], step: int) -> None:
-        self._outbox.put({"call": "log", "metrics": _metrics(figures, step)})
-
-    def set_tags(self, sections: Mapping[str, object]) -> None:
-        self._outbox.put({"call": "log", "tags": dict(_flat(sections))})
-
-    def describe_as(self, text: str) -> None:
-        self.set_tags({"mlflow.note.content": text})
-
-    def log_figure(self, name: str, figure: "Figure") -> None:
+    def log_figure(self, name: str, figure: "Figure") -> None:  # noqa: D102
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, f"{name}.png")
             figure.savefig(path)
             self.log_artifact(path, "figures")
 
-    def log_artifact(self, path: Path, folder: str | None = None) -> None:
-        self._outbox.put({"call": "file", "folder": folder}, path)
+    def log_artifact(self, path: Path, folder: str | None) -> None:  # noqa: D102
+        self.spool.put({"artifact": folder}, path)
 
-    def log_model(self, model: "nn.Module", example: np.ndarray, classes: Sequence[str]) -> None:
+    def log_model(self, model: "nn.Module", example: np.ndarray, classes: Sequence[str]) -> None:  # noqa: D102
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "model")
             try:
-                _save_model(path, model, example, classes)
-            except Exception as error:  # it is in models/ all the same
-                tell(f"the model cannot be exported, and is not logged ({store.reason(self._uri, error)})")
-                return
-            self._outbox.put({"call": "model", "metrics": self._figures}, path)
-        self._has_model = True
-        self._classes = json.dumps(list(classes), ensure_ascii=False)
+                export_model(path, model, example, classes)
+            except Exception as error:  # models/ has the model all the same
+                report(f"the model cannot be exported and is not logged ({store.format_reason(self.uri, error)})")
+            else:
+                self.spool.put({"model": "model"}, path)
 
-    def register_model(self, val_accuracy: float | None) -> None:
-        if self._registry is not None and self._has_model:
-            entry = {"name": self._registry, "classes": self._classes, "val_accuracy": val_accuracy}
-            self._outbox.put({"call": "register", **entry})
-
-    def end(self, status: str) -> None:
-        self._outbox.put({"call": "end", "status": status, "time": now()})
-
-    def pause(self, problem: Exception, seconds: float) -> None:
-        """Try nothing for a while, because of a problem that took so many seconds to show."""
-        self._outbox.pause(store.failure(self._uri, problem), seconds)
-
-    def deliver(self) -> None:
-        """Log what an earlier process could not.
-
-        Raises:
-            UserError: it cannot be logged now either.
-        """
-        if not self._outbox.deliver():
-            why, otherwise = self._outbox.reason, "or set tracking.enabled: false in params.yaml"
-            raise UserError(f"{self._outbox.folder}: cannot be logged ({why}); put that right, {otherwise}")
+    def register_model(self, val_accuracy: float | None) -> None:  # noqa: D102
+        if self.registered_model is not None:
+            accuracy = {} if val_accuracy is None else {"val_accuracy": repr(val_accuracy)}
+            self.spool.put({"register": self.registered_model, "version_tags": {**self.version_tags, **accuracy}})
 
     def close(self) -> None:
-        """Log what can be logged now, and say what is still unlogged, of all runs."""
-        self._outbox.close()
-        _tell_unlogged()
+        """Publish what waits, and print what still waits, of all runs."""
+        self.spool.publish()
+        report_unlogged()
+
+
+def _open_run(params: Params, name: str, tags: Mapping[str, str], run_id: str | None) -> MlflowSink:
+    """Open a run, or continue `run_id` if it is in this store and experiment.
+
+    Raises:
+        UserError: the store cannot be used, or does not accept what waits of the run.
+    """
+    uri = store.tracking_uri()
+    with store.opening(uri):
+        client = store.connect(uri)
+        from mlflow.entities import RunTag
+
+        experiment_id = store.get_experiment_id(client, params.tracking.experiment)
+        publish_all(uri)
+        old = store.find_run(client, run_id) if run_id else None
+        continued = old is not None and old.info.experiment_id == experiment_id
+        if run_id is None or not continued:
+            run_id = client.create_run(experiment_id, tags=dict(tags), run_name=name).info.run_id
+        record: dict[str, str] = {
+            "run_id": run_id,
+            "experiment_id": experiment_id,
+            "tracking_uri": store.recorded_uri(uri),
+            "page": store.run_page(uri, experiment_id, run_id),
+            "name": name,
+            "commit": tags.get("mlflow.source.git.commit", ""),
+            "dirty": tags.get("mlflow.source.git.dirty", ""),
+            "apply": tags.get("dvc.apply", ""),
+        }
+        sink = MlflowSink(uri, record, client)
+        if continued:
+            if not sink.spool.publish():
+                reason = f"{sink.spool.folder}: cannot be logged ({errors.get(run_id)})"
+                raise UserError(f"{reason}; solve that, or set tracking.enabled: false in params.yaml")
+            client.update_run(run_id, status="RUNNING", name=name)
+            client.log_batch(run_id, tags=[RunTag(*item) for item in tags.items()])
+            sink.logged_epochs = {metric.step for metric in client.get_metric_history(run_id, "train/loss")}
+            sink.samples = len(client.get_metric_history(run_id, MEMORY))
+        return sink
+
+
+def _resume_run(record: dict[str, str]) -> MlflowSink | None:
+    """The sink of a recorded run; None, with a line on stderr, if the run is gone."""
+    current, recorded, run_id = store.tracking_uri(), record["tracking_uri"], record["run_id"]
+    # The recorded URI lacks a password.
+    uri = current if store.recorded_uri(current) == recorded else store.resolve_uri(recorded)
+    sink = MlflowSink(uri, record)
+    started = time.monotonic()
+    try:
+        with store.request_timeouts():
+            file = store.sqlite_path(uri)
+            exists = (file is None or file.exists()) and store.find_run(store.connect(uri), run_id) is not None
+            if exists:
+                publish_all(uri)
+    except Exception as error:
+        sink.spool.pause(store.format_error(uri, error), time.monotonic() - started)
+        return sink
+    if exists:
+        return sink
+    restore = f"if it was deleted, `mlflow runs restore --run-id {run_id}` restores it"
+    report(f"run {run_id} is not in {store.public_uri(uri)}; {restore}; else `dvc repro -f train` opens a new run")
+    report_unlogged()
+    return None
 
 
 @contextmanager
-def _concluded(run: _MlflowRun) -> Iterator[_MlflowRun]:
-    """End the run with the block, as the block ends; its tag `ended` says why where that is not well."""
+def _ended(sink: MlflowSink) -> Iterator[None]:
+    """End the run with the block; the tag `ended` has the reason if that is an exception."""
+    status = "FINISHED"
     try:
-        yield run
+        yield
     except BaseException as error:
         status, reason = "FAILED", str(error) or type(error).__name__
         if isinstance(error, KeyboardInterrupt):
             status, reason = "KILLED", "killed"
-        run.set_tags({"ended": reason})
-        run.end(status)
+        sink.set_tags({"ended": reason})
         raise
-    else:
-        run.end("FINISHED")
     finally:
-        run.close()
+        sink.spool.put({"status": status, "time": _now()})
+        sink.close()
 
 
-@contextmanager
-def _sampled(uri: str, run: _MlflowRun, samples: int) -> Iterator[None]:
-    """While the block runs, log the use of CPU, memory and GPU now and then, after so many samples of earlier."""
-    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
-
-    # Its own thread would end, and drop what it has, at the first call that fails.
-    monitor = SystemMetricsMonitor(run.record["mlflow"]["run_id"], tracking_uri=uri)
-    over = threading.Event()
-
-    def sample() -> None:
-        step = samples
-        for taken in itertools.count(1):
-            if over.wait(monitor.sampling_interval):
-                return
-            with contextlib.suppress(Exception):  # a sample that cannot be taken is not missed
-                monitor.collect_metrics()
-                if taken % monitor.samples_before_logging == 0:
-                    found = monitor.aggregate_metrics()
-                    run.log_sample({f"system/{name}": value for name, value in found.items()}, step)
-                    for source in monitor.monitors:
-                        source.clear_metrics()
-                    step += 1
-
-    thread = threading.Thread(target=sample, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
+def _now() -> int:
+    """The time as MLflow has it, in ms."""
+    return int(time.time() * 1000)
 
 
-def _start(
-    uri: str, params: Params, name: str, tags: Mapping[str, str], before: dict[str, str] | None
-) -> tuple[_MlflowRun, int]:
-    """Open a run, or again the one before, and say how often the use of the machine was sampled in it."""
-    client = store.client(uri)
-    from mlflow.entities import RunTag
-
-    experiment_id = store.experiment_id(client, params.tracking.experiment)
-    _deliver_kept(uri)
-    all_tags = {**provenance.tags(), **tags}
-    registry = params.tracking.experiment if params.tracking.registry else None
-    told = {"commit": "mlflow.source.git.commit", "dirty": "mlflow.source.git.dirty", "apply": "dvc.apply"}
-    facts = {"name": name, **{fact: all_tags.get(tag, "") for fact, tag in told.items()}}
-    if before is None or not _is_here(client, uri, experiment_id, before):
-        run_id = client.create_run(experiment_id, tags=all_tags, run_name=name).info.run_id
-        return _MlflowRun(uri, _record(uri, experiment_id, run_id) | facts, registry), 0
-    run_id = before["run_id"]
-    run = _MlflowRun(uri, _record(uri, experiment_id, run_id) | facts, registry)
-    run.deliver()
-    client.update_run(run_id, status="RUNNING", name=name)
-    client.log_batch(run_id, tags=[RunTag(*item) for item in all_tags.items()])
-    run.epochs = {metric.step for metric in client.get_metric_history(run_id, "train/loss")}
-    return run, len(client.get_metric_history(run_id, f"system/{_MEMORY}"))
-
-
-def _record(uri: str, experiment_id: str, run_id: str) -> dict[str, str]:
-    """What finds a run again."""
-    page = store.page(uri, experiment_id, run_id)
-    return {"run_id": run_id, "experiment_id": experiment_id, "tracking_uri": store.recorded(uri), "page": page}
-
-
-def _is_here(client: "MlflowClient", uri: str, experiment_id: str, record: Mapping[str, str]) -> bool:
-    """Whether a recorded run is in this store and experiment."""
-    same_place = (record["tracking_uri"], record["experiment_id"]) == (store.recorded(uri), experiment_id)
-    return same_place and store.is_there(client, record["run_id"])
-
-
-def _gone(uri: str, run_id: str) -> str | None:
-    """Why there is no such run any more, if there is none."""
-    if (file := store.database(uri)) is not None and not file.exists():
-        return f"{file}, with run {run_id}, is not here"
-    client = store.client(uri)
-    from mlflow import MlflowException
-
-    try:
-        run = client.get_run(run_id)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        return f"run {run_id} is no longer in {store.public(uri)}"
-    if run.info.lifecycle_stage == "deleted":
-        return f"run {run_id} was deleted (`mlflow runs restore --run-id {run_id}` brings it back)"
-    return None
-
-
-def _unlogged() -> Path:
-    """Where the outboxes are, each called like its run."""
-    return main_root(ROOT) / "unlogged"
-
-
-def _tell_unlogged() -> None:
-    """Say what is kept still, if anything is."""
-    kept = outboxes(_unlogged())
-    if left := [f"{count_records(count)} of run {path.name} ({about['reason']})" for path, about, count in kept]:
-        tell(f"still unlogged: {', '.join(left)}; in {_unlogged()}; `dvc repro -sf report` tries again")
-
-
-def _deliver_kept(uri: str) -> None:
-    """Log what earlier commands could not, of all runs in this store."""
-    for folder, about, _ in outboxes(_unlogged()):
-        if about["tracking_uri"] != store.recorded(uri):
-            continue
-        started = time.monotonic()
-        try:
-            outbox = Outbox(folder, about, Delivery(uri, folder.name), wait=False)
-        except BlockingIOError:  # another process logs to this run
-            continue
-        delivered = outbox.deliver()
-        outbox.close()
-        if not delivered and time.monotonic() - started > 1:  # a store that lets one wait would let all of them wait
-            return
-
-
-def _save_model(path: Path, model: "nn.Module", example: np.ndarray, classes: Sequence[str]) -> None:
-    with importing():
-        import mlflow.pytorch
-        import torch
-        from mlflow.models import ModelSignature
-        from mlflow.types import Schema, TensorSpec
-
-    images = TensorSpec(np.dtype(np.uint8), (-1, *example.shape[1:]))
-    probabilities = TensorSpec(np.dtype(np.float32), (-1, len(classes)))
-    # torch warns of weights that are not on a CPU; these are.
-    warnings.filterwarnings("ignore", "No complete tensor found in the group", UserWarning)
-    mlflow.pytorch.save_model(
-        model,
-        path,
-        serialization_format="pt2",  # a graph, not a pickle
-        signature=ModelSignature(Schema([images]), Schema([probabilities])),
-        input_example=np.array(example[:2]),  # a batch of one would be exported as a constant
-        pip_requirements=[f"torch=={torch.__version__.partition('+')[0]}"],  # guessing them takes long
-        metadata={"classes": list(classes)},
-    )
-
-
-def _metrics(figures: Mapping[str, float], step: int) -> list[tuple[str, float, int, int]]:
-    """Figures as a record has them."""
-    return [(name, float(value), now(), step) for name, value in figures.items()]
-
-
-def _flat(sections: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Nested keys joined with dots, values as params.yaml writes them."""
+def _flatten(sections: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Nested keys joined with dots, values as in params.yaml."""
     for key, value in sections.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from _flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value)

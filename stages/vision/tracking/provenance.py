@@ -1,4 +1,4 @@
-"""Where a run comes from, so that one finds the way back: the Git commit, the DVC experiment and the data."""
+"""The provenance of a run: Git commit, DVC experiment and data. Add a tag that every MLflow run gets to `tags`."""
 
 import contextlib
 import getpass
@@ -12,14 +12,14 @@ from vision.pipeline.paths import ROOT
 
 
 def commit() -> str:
-    """The commit that is checked out; nothing where there is none."""
+    """The commit that is checked out; empty without Git."""
     return _git("rev-parse", "HEAD")
 
 
 def tags() -> dict[str, str]:
-    """The tags of a run: Git commit, DVC experiment, the DVC hash of the data, and the line that brings it back."""
+    """MLflow tags: Git commit, DVC experiment, DVC hash of the data, and the command that restores the experiment."""
     head = commit()
-    # What a run of the pipeline itself rewrites says nothing about the code.
+    # The pipeline rewrites metrics/ and dvc.lock itself, so they do not count as changes of the code.
     changes = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!metrics", ":!dvc.lock")
     experiment = os.environ.get("DVC_EXP_NAME", "")
     found = {
@@ -32,13 +32,13 @@ def tags() -> dict[str, str]:
         "dvc.baseline_rev": os.environ.get("DVC_EXP_BASELINE_REV", ""),
         "dvc.data": data_hash(),
     }
-    with contextlib.suppress(KeyError, OSError):  # a container's user may have no name
+    with contextlib.suppress(KeyError, OSError):  # in a container the user may have no name
         found["mlflow.user"] = getpass.getuser()
     return {key: value for key, value in found.items() if value}
 
 
 def data_hash() -> str:
-    """The hash of data/processed in dvc.lock, which DVC has just written if it is DVC that runs this stage."""
+    """The MD5 of data/processed in dvc.lock; empty if DVC does not run this stage."""
     if "DVC_STAGE" not in os.environ:
         return ""
     try:
@@ -50,13 +50,10 @@ def data_hash() -> str:
 
 
 def _git(*arguments: str) -> str:
-    """What Git prints; nothing where there is no Git or no repository.
-
-    Git writes nothing here: killed meanwhile, it would leave a lock behind that keeps DVC from staging files.
-    """
+    """The output of a Git command; empty if it fails."""
+    # Without --no-optional-locks, a killed process would leave a lock file that keeps DVC from staging files.
     command = ["git", "--no-optional-locks", "-C", str(ROOT), *arguments]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return ""
-    return done.stdout.strip()

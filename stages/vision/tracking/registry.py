@@ -1,98 +1,85 @@
-"""MLflow's registry of models: which version is the newest, and which is the best."""
+"""MLflow's model registry: the alias `challenger` is the newest version, `champion` the best one."""
 
 import contextlib
-import hashlib
-import io
+import json
 import re
+import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
+COMPARABLE = ("classes", "split_digest")
+"""Validation accuracies can be compared if these tags of the model versions are equal."""
 
-def register(client: "MlflowClient", experiment: str, model_id: str, classes: str, val_accuracy: float | None) -> None:
-    """Enter a logged model into the registry, once, and see to its aliases.
 
-    `challenger` is the newest version. `champion` is the one that validates best: it moves only to a version that beats
-    it, and never to one of other classes, whose accuracy does not compare. Several processes may do this at once, also
-    on several machines: each looks again after it has changed an alias, until there is nothing to change. Whoever
-    changes it last sees all versions that were there, and one that comes later is looked at by the process that made
-    it; so no lock is needed.
+def register(client: "MlflowClient", experiment: str, model_id: str, tags: Mapping[str, str]) -> None:
+    """Register a logged model once, and move the aliases.
+
+    The champion is beaten only by a version with a higher accuracy on the same validation images and classes.
+    Processes on several machines may do this at the same time without a lock: each checks again after it has moved an
+    alias, until nothing changes, so the last one has seen all versions.
 
     Args:
-        client: of the store that `mlflow.set_tracking_uri` was told.
-        experiment: the registered model is called alike, and made if there is none.
+        client: of the store that `mlflow.set_tracking_uri` has set.
+        experiment: gives the registered model its name.
         model_id: of the logged model.
-        classes: what it tells apart; many are shown as a hash.
-        val_accuracy: in [0, 1]; None where nothing was held out, and then it cannot be champion.
+        tags: of the version: `COMPARABLE`, and `val_accuracy`, in [0, 1], unless there are no validation images.
     """
-    import mlflow
+    from mlflow import MlflowException
 
-    name = registered_name(experiment)
-    tags = {"classes": classes if len(classes) <= 1000 else hashlib.sha256(classes.encode()).hexdigest()}
-    if val_accuracy is not None:
-        tags["val_accuracy"] = repr(val_accuracy)
-    source = f"models:/{model_id}"
-    entered = [number for number, version in _versions(client, name).items() if version.source == source]
-    for number in entered:
-        for key, value in tags.items():
-            client.set_model_version_tag(name, number, key, value)
-    if not entered:
-        with contextlib.redirect_stderr(io.StringIO()):  # on which it tells its story
-            mlflow.register_model(source, name, tags=tags)
-    for alias, best in (("challenger", _newest), ("champion", _champion)):
+    name, source = registered_name(experiment), f"models:/{model_id}"
+    with contextlib.suppress(MlflowException):  # it exists, or what follows fails as well
+        client.create_registered_model(name)
+    version = next((version for version in _versions(client, name).values() if version.source == source), None)
+    if version is None:
+        version = client.create_model_version(name, source, tags=dict(tags), model_id=model_id)
+    for key, value in tags.items():
+        client.set_model_version_tag(name, version.version, key, value)
+    link = json.dumps([{"name": name, "version": version.version}])
+    client.set_logged_model_tags(model_id, {"mlflow.modelVersions": link})  # shown on the model's page
+    for alias in ("challenger", "champion"):
         attempts = 10
-        while (version := best(client, name)) is not None:
+        while True:
+            versions, holder = _versions(client, name), client.get_registered_model(name).aliases.get(alias)
+            best = _best(versions, holder and str(holder), tags) if alias == "champion" else max(versions, key=int)
+            if best is None or best == str(holder):
+                break
             try:
-                client.set_registered_model_alias(name, alias, version)
-            except mlflow.MlflowException:  # two that give an alias for the first time at the same moment: one fails
+                client.set_registered_model_alias(name, alias, best)
+            except MlflowException:  # two processes have set it for the first time at the same moment
                 attempts -= 1
                 if not attempts:
                     raise
+    if best in versions and "val_accuracy" in tags:
+        champion = versions[best].tags
+        if different := [tag for tag in COMPARABLE if champion.get(tag) != tags.get(tag)]:
+            reason = f"version {best} (different {' and '.join(different)}), which stays champion"
+            print(f"MLflow: version {version.version} of {name} cannot be compared with {reason}", file=sys.stderr)
 
 
 def registered_name(experiment: str) -> str:
-    """What the models of an experiment are registered as: its name without the characters that MLflow refuses."""
+    """The name of the experiment without the characters that MLflow refuses."""
     return re.sub(r"[^\w ()-]", "-", experiment)
 
 
-def _newest(client: "MlflowClient", name: str) -> str | None:
-    """The version that should be `challenger` but is not."""
-    versions = _versions(client, name)
-    newest = max(versions, key=int)
-    return None if _holder(client, name, "challenger") == newest else newest
-
-
-def _champion(client: "MlflowClient", name: str) -> str | None:
-    """The version that should be `champion` but is not."""
-    holder = _holder(client, name, "champion")
-    tags = {number: version.tags for number, version in _versions(client, name).items()}
-    scored = {number: float(tags[number]["val_accuracy"]) for number in tags if "val_accuracy" in tags[number]}
-    if holder is not None:
-        # Older ones have lost to it, or to one before it.
-        classes = tags.get(holder, {}).get("classes")
-        scored = {
-            number: accuracy
-            for number, accuracy in scored.items()
-            if int(number) > int(holder) and tags[number].get("classes") == classes
-        } | {holder: scored.get(holder, -1.0)}
-    best = max(scored, key=lambda number: (scored[number], -int(number)), default=None)
-    return None if best == holder else best
+def _best(versions: Mapping[str, "ModelVersion"], champion: str | None, tags: Mapping[str, str]) -> str | None:
+    """The version that should be champion; if there is none, among those that can be compared to one with `tags`."""
+    known = versions.get(champion or "")
+    reference = tags if known is None else known.tags
+    accuracies = {
+        number: float(version.tags["val_accuracy"])
+        for number, version in versions.items()
+        if "val_accuracy" in version.tags
+        and all(version.tags.get(tag) == reference.get(tag) for tag in COMPARABLE)
+        and int(number) > int(champion or 0)  # the champion has beaten older ones, or the user has chosen it
+    }
+    if champion is not None:
+        accuracies[champion] = float(reference.get("val_accuracy", -1))
+    return max(accuracies, key=lambda number: (accuracies[number], -int(number)), default=None)
 
 
 def _versions(client: "MlflowClient", name: str) -> dict[str, "ModelVersion"]:
-    """All versions by their numbers."""
-    found: dict[str, ModelVersion] = {}
-    token = None
-    while True:
-        page = client.search_model_versions(f"name = '{name}'", page_token=token)
-        found |= {str(version.version): version for version in page}
-        if not (token := page.token):
-            return found
-
-
-def _holder(client: "MlflowClient", name: str, alias: str) -> str | None:
-    """The version that has the alias."""
-    version = client.get_registered_model(name).aliases.get(alias)
-    return None if version is None else str(version)
+    return {str(version.version): version for version in client.search_model_versions(f"name = '{name}'")}

@@ -1,8 +1,8 @@
-"""What the stages tell about a model and its scores, whoever keeps it: MLflow, TensorBoard, both or nobody."""
+"""A run: what the stages log about one model, passed on to MLflow, TensorBoard, both or neither."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -11,50 +11,74 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+class Sink(Protocol):
+    """Gets what is logged to a `Run`. Do not inherit from it, so that mypy reports a method that is missing."""
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None) -> None: ...  # noqa: D102
+    def set_tags(self, tags: Mapping[str, object]) -> None: ...  # noqa: D102
+    def log_figure(self, name: str, figure: "Figure") -> None: ...  # noqa: D102
+    def log_artifact(self, path: Path, folder: str | None) -> None: ...  # noqa: D102
+    def log_model(self, model: "nn.Module", example: np.ndarray, classes: Sequence[str]) -> None: ...  # noqa: D102
+    def register_model(self, val_accuracy: float | None) -> None: ...  # noqa: D102
+
+
 class Run:
-    """The record of a model as a stage sees it. This one, for when tracking is off, does nothing.
+    """Passes everything on to each sink. `record` goes into metrics/run.json, where later stages find the run."""
 
-    `record` goes into metrics/run.json, so that later stages find the MLflow run and TensorBoard's folder.
-    """
-
-    def __init__(self, mlflow: dict[str, str] | None = None, tensorboard: str | None = None) -> None:
-        """Make the run that the two name; None is for what is off."""
+    def __init__(
+        self,
+        sinks: Sequence[Sink] = (),
+        mlflow: Mapping[str, str] | None = None,
+        tensorboard: str | None = None,
+    ) -> None:
+        """Without sinks, tracking is off."""
+        self.sinks = sinks
         self.record: dict[str, Any] = {"mlflow": mlflow, "tensorboard": tensorboard}
 
     def log_epoch(self, row: Mapping[str, float | None]) -> None:
-        """Record a row of metrics/history.csv at step `epoch`: `val_loss` as `val/loss`, `lr` as `train/lr`."""
+        """Log a row of metrics/history.csv at step `epoch`: `val_loss` as `val/loss`, `lr` as `train/lr`."""
+        metrics = {_metric_name(name): value for name, value in row.items() if name != "epoch" and value is not None}
+        self.log_metrics(metrics, int(row["epoch"] or 0))
 
-    def log_metrics(self, figures: Mapping[str, float], step: int = 0) -> None:
-        """Record figures, such as `test/accuracy`, of the run and of its logged model; curves have steps."""
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Log points of curves, or, without a step, single figures of the run and of its model if that is logged.
 
-    def set_tags(self, sections: Mapping[str, object]) -> None:
-        """Record other facts, nested keys as `section.key`; unlike a run's parameters they may be set again."""
+        Curves have names with a prefix, such as `train/loss`; MLflow shows them before names without, such as
+        `test_accuracy`.
+        """
+        for sink in self.sinks:
+            sink.log_metrics(metrics, step)
 
-    def describe_as(self, text: str) -> None:
-        """Set the text, in Markdown, that stands at the head of the run's page."""
+    def set_tags(self, tags: Mapping[str, object]) -> None:
+        """Set tags, nested keys as `section.key`; unlike parameters, tags may be set again."""
+        for sink in self.sinks:
+            sink.set_tags(tags)
+
+    def set_description(self, text: str) -> None:
+        """Set the Markdown text at the top of the run's page."""
+        self.set_tags({"mlflow.note.content": text})
 
     def log_figure(self, name: str, figure: "Figure") -> None:
-        """Keep a picture as the artifact `figures/<name>.png`."""
+        """Log a figure as the artifact `figures/<name>.png`."""
+        for sink in self.sinks:
+            sink.log_figure(name, figure)
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
-        """Keep a copy of a file as the artifact `<folder>/<file name>`."""
+        """Log a copy of a file as the artifact `<folder>/<file name>`."""
+        for sink in self.sinks:
+            sink.log_artifact(path, folder)
 
     def log_model(self, model: "nn.Module", example: np.ndarray, classes: Sequence[str]) -> None:
-        """Keep the model as an exported graph that loads, for any batch size, without this code; only in `train`.
-
-        `model` is on the CPU, in evaluation mode, and maps uint8 [N, H, W, C] to float32 probabilities
-        [N, classes]; `example` is at least two of its inputs.
-        """
+        """Log the model as a graph that loads without this code; see `export_model` for the arguments."""
+        for sink in self.sinks:
+            sink.log_model(model, example, classes)
 
     def register_model(self, val_accuracy: float | None) -> None:
-        """Enter the logged model, and how well it validates if that is known, into the registry; only in `train`."""
+        """Register the logged model; `val_accuracy`, in [0, 1], is None if there are no validation images."""
+        for sink in self.sinks:
+            sink.register_model(val_accuracy)
 
 
-def epoch_metrics(row: Mapping[str, float | None]) -> dict[str, float]:
-    """What a row of metrics/history.csv is called as metrics: `val_loss` is `val/loss`, `lr` is `train/lr`."""
-    return {_metric(column): value for column, value in row.items() if column != "epoch" and value is not None}
-
-
-def _metric(column: str) -> str:
-    split, _, figure = column.partition("_")
-    return f"{split}/{figure}" if split in ("train", "val") else f"train/{column}"
+def _metric_name(column: str) -> str:
+    split, _, metric = column.partition("_")
+    return f"{split}/{metric}" if split in ("train", "val") else f"train/{column}"

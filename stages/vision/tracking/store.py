@@ -1,10 +1,9 @@
-"""Where MLflow's store is, how it is reached, how long it is waited for, and what its errors mean.
+"""The MLflow store: where it is, how to connect, how long to wait, and its errors in one line.
 
-MLflow takes seconds to import, so it is imported when a store is opened and not at all when tracking is off.
+MLflow takes seconds to import, so functions import it, and none does when tracking is off.
 """
 
 import contextlib
-import fcntl
 import os
 import re
 import sqlite3
@@ -15,6 +14,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock
+
 from vision.pipeline.errors import UserError
 from vision.pipeline.paths import ROOT, main_root
 from vision.pipeline.stage import importing
@@ -22,242 +23,235 @@ from vision.storage.atomic import atomic_write
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+TIMEOUT, UPLOAD_TIMEOUT, OPENING_LOCK_TIMEOUT = 5, 60, 60
+"""Seconds to wait for a server or a locked SQLite file, for an upload, and for a locked file when a run is opened."""
 
 _SQLITE = "sqlite:///"
-_DATABASES = ("postgresql", "mysql", "mssql")
-_QUIET = {
+_ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_DISABLE_AGENT_HINT": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # the address as the user gave it, with the password
-    "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # whatever matters is raised as well; log lines would come with tracebacks
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # it would print the password
+    "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # errors are raised as well; the log has tracebacks
 }
-_RETRIES, *_TIMEOUTS = "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT", "PGCONNECT_TIMEOUT"
-_OF_USER = {name for name in (_RETRIES, *_TIMEOUTS) if name in os.environ}
-
-_CREDENTIALS = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD to those of one who may write there"
-_OPENING = {"server": 5, "lock": 60}
-QUICK = {"server": 5, "lock": 5}
-"""The patience of all that is not to hold up a training."""
-
-_lock_seconds = 20.0  # MLflow's own
+_CREDENTIALS = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD to those of a user who may write there"
+_lock_timeout: float = 20  # MLflow's own
 
 
 def tracking_uri() -> str:
-    """MLFLOW_TRACKING_URI, or MLflow's default at the main root."""
-    return resolved(os.environ.get("MLFLOW_TRACKING_URI") or f"{_SQLITE}mlflow.db")
+    """MLFLOW_TRACKING_URI, or `mlflow.db` in the main checkout."""
+    return resolve_uri(os.environ.get("MLFLOW_TRACKING_URI") or f"{_SQLITE}mlflow.db")
 
 
-def resolved(uri: str) -> str:
-    """The URI with a relative path of an SQLite file taken from the main root."""
-    return f"{_SQLITE}{main_root(ROOT) / _path(uri)}" if uri.startswith(_SQLITE) else uri
+def resolve_uri(uri: str) -> str:
+    """Make the path of an SQLite file absolute; a relative one starts at the main checkout."""
+    path = sqlite_path(uri)
+    return uri if path is None else f"{_SQLITE}{main_root(ROOT) / path}"
 
 
-def recorded(uri: str) -> str:
-    """The URI for metrics/run.json: without a password, and relative where it can be, so that a checkout may move."""
-    if uri.startswith(_SQLITE) and _path(uri).is_relative_to(main_root(ROOT)):
-        return f"{_SQLITE}{_path(uri).relative_to(main_root(ROOT))}"
-    return public(uri)
+def recorded_uri(uri: str) -> str:
+    """The URI for metrics/run.json: without a password, and relative in the checkout, so that this can be moved."""
+    path, root = sqlite_path(uri), main_root(ROOT)
+    return f"{_SQLITE}{path.relative_to(root)}" if path and path.is_relative_to(root) else public_uri(uri)
 
 
-def public(uri: str) -> str:
-    """The URI without a user name, a password (which may have an @ or, in SQLAlchemy's, a slash) and options."""
-    return re.sub(r"://[^/].*@", "://", uri).partition("?")[0]
+def public_uri(uri: str) -> str:
+    """The URI without user name, password and options."""
+    return re.sub(r"://[^/].*@", "://", uri).partition("?")[0]  # passwords may contain @, and with SQLAlchemy /
 
 
-def page(uri: str, experiment_id: str, run_id: str) -> str:
-    """The address of a run in MLflow's UI, which `mlflow ui` serves at this port."""
-    server = public(uri).rstrip("/") if uri.startswith("http") else "http://127.0.0.1:5000"
-    return f"{server}/#/experiments/{experiment_id}/runs/{run_id}"
+def run_page(uri: str, experiment_id: str, run_id: str) -> str:
+    """The address of a run in MLflow's UI, which `mlflow ui` serves at port 5000."""
+    server = public_uri(uri).rstrip("/") if uri.startswith("http") else "http://127.0.0.1:5000"
+    return f"{server}/#/experiments/{experiment_id}/runs/{run_id}?workflowType=machine_learning"
 
 
-def database(uri: str) -> Path | None:
-    """The file of an SQLite store; None of another."""
-    return _path(uri) if uri.startswith(_SQLITE) else None
+def sqlite_path(uri: str) -> Path | None:
+    """The file of an SQLite store; None for another store."""
+    return Path(uri.removeprefix(_SQLITE)) if uri.startswith(_SQLITE) else None
 
 
-def client(uri: str) -> "MlflowClient":
-    """A client of the store; the file of an SQLite store is made if there is none.
+def connect(uri: str) -> "MlflowClient":
+    """Connect to the store; a missing SQLite file is created. Raises whatever MLflow or the database raises."""
+    _import_mlflow(uri)
+    from mlflow import MlflowClient
 
-    Whatever MLflow raises where it cannot use the store is raised, and soon, where MLflow would try again for minutes.
-    """
-    for variable, value in _QUIET.items():
-        os.environ.setdefault(variable, value)
-    with importing():
-        from mlflow import MlflowClient
-
-        if not uri.startswith("http"):
-            from mlflow.store.tracking import sqlalchemy_store  # noqa: F401  (the client would import it later)
-
-    if uri.startswith(_DATABASES):
-        _connect(uri)
-    file = database(uri)
+    file = sqlite_path(uri)
     if file is None:
+        if uri.startswith("postgresql") and "PGCONNECT_TIMEOUT" not in os.environ:
+            uri += f"{'&' if '?' in uri else '?'}connect_timeout={TIMEOUT}"
+        if uri.startswith(("postgresql", "mysql", "mssql")):
+            from sqlalchemy import NullPool, create_engine
+
+            create_engine(uri, poolclass=NullPool).connect().close()  # MLflow would retry for a minute
+        _set_tracking_uri(uri)
         return MlflowClient(uri)
+    from sqlalchemy import Engine, event
+
+    _limit_sqlite_waits()
     file.parent.mkdir(parents=True, exist_ok=True)
-    with open(f"{file}.lock", "a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # two processes that create the tables at once would both fail
+    with FileLock(f"{file}.lock"):  # two processes that create the tables at once would both fail
         if not file.exists():
-            with atomic_write(file) as partial:  # an interrupted creation would never work again
+            with atomic_write(file) as partial:  # MLflow cannot use a half-created database
                 partial.unlink(missing_ok=True)
-                with _not_waiting_for_the_disk():
-                    MlflowClient(f"{_SQLITE}{partial}")
-    with contextlib.closing(sqlite3.connect(file, timeout=_lock_seconds)) as connection:
-        connection.execute("BEGIN IMMEDIATE")  # damaged, or locked by another process
-    _shorten_waits()
-    # Artifacts of new experiments are placed relative to the working directory, in mlruns/.
+                event.listen(Engine, "connect", _disable_fsync)
+                MlflowClient(f"{_SQLITE}{partial}")
+                event.remove(Engine, "connect", _disable_fsync)
+    with contextlib.closing(sqlite3.connect(file, timeout=_lock_timeout)) as connection:
+        connection.execute("BEGIN IMMEDIATE")  # fails if the file is damaged or locked
+    _set_tracking_uri(uri)
+    # MLflow places the artifacts of new experiments in mlruns/ of the working directory.
     with contextlib.chdir(file.parent):
         return MlflowClient(uri)
 
 
-def experiment_id(client: "MlflowClient", name: str) -> str:
-    """The experiment of that name, made if there is none.
+def get_experiment_id(client: "MlflowClient", name: str) -> str:
+    """The ID of the experiment, which is created if it is missing.
 
     Raises:
-        UserError: it was deleted.
+        UserError: the experiment was deleted.
     """
     from mlflow import MlflowException
 
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
         try:
-            return client.create_experiment(name)
+            client.create_experiment(name)
         except MlflowException:
-            experiment = client.get_experiment_by_name(name)  # another process was faster
-            if experiment is None:
+            if client.get_experiment_by_name(name) is None:  # no other process has created it at the same time
                 raise
+        return get_experiment_id(client, name)
     if experiment.lifecycle_stage == "deleted":
         restore = f"mlflow experiments restore --experiment-id {experiment.experiment_id}"
         raise UserError(f"tracking.experiment: {name!r} was deleted in MLflow; `{restore}`, or choose another name")
+    kind = "mlflow.experimentKind"  # what the UI sets when a user chooses between model training and GenAI
+    if kind not in experiment.tags:
+        client.set_experiment_tag(experiment.experiment_id, kind, "custom_model_development")
     return experiment.experiment_id
 
 
-def is_there(client: "MlflowClient", run_id: str) -> bool:
-    """Whether the store has the run, and it was not deleted."""
+def find_run(client: "MlflowClient", run_id: str) -> "Run | None":
+    """The run; None if the store does not have it or it is deleted."""
     from mlflow import MlflowException
 
     try:
-        return client.get_run(run_id).info.lifecycle_stage == "active"
+        run = client.get_run(run_id)
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
-        return False
+        return None
+    return run if run.info.lifecycle_stage == "active" else None
+
+
+@contextmanager
+def request_timeouts(request: int = TIMEOUT, lock: int = TIMEOUT) -> Iterator[None]:
+    """Wait so many seconds for an answer and for a locked SQLite file, and retry nothing.
+
+    This changes MLflow's defaults, so the user's MLFLOW_HTTP_REQUEST_* variables win. It changes no variable because
+    os.environ must not change while other threads run.
+    """
+    global _lock_timeout
+    _import_mlflow()
+    from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_MAX_RETRIES as RETRIES
+    from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_TIMEOUT as REQUEST
+
+    before = RETRIES.default, REQUEST.default, _lock_timeout
+    RETRIES.default, REQUEST.default, _lock_timeout = 0, request, lock
+    try:
+        yield
+    finally:
+        RETRIES.default, REQUEST.default, _lock_timeout = before
 
 
 @contextmanager
 def opening(uri: str) -> Iterator[None]:
-    """First contact: any failure is the store's, and one that does not answer is given up soon.
-
-    An SQLite file that another process has locked is waited for, up to a minute.
+    """Open a run in the block; only a locked SQLite file is waited for.
 
     Raises:
         UserError: the store cannot be used.
     """
     try:
-        with patience(**_OPENING):
+        with request_timeouts(lock=OPENING_LOCK_TIMEOUT):
             yield
     except UserError:
         raise
     except Exception as error:
-        raise trouble(uri, error) from None
+        raise _user_error(uri, error) from None
 
 
-@contextmanager
-def patience(server: int, lock: int) -> Iterator[None]:
-    """For the block, wait so many seconds for each answer of a server, and for a locked SQLite file; try nothing again.
-
-    What the user's own variables say of servers stays.
-    """
-    global _lock_seconds
-    wanted = {_RETRIES: "0", **dict.fromkeys(_TIMEOUTS, str(server))}
-    before = {name: os.environ.get(name) for name in wanted.keys() - _OF_USER}
-    before_lock, _lock_seconds = _lock_seconds, float(lock)
-    os.environ.update({name: wanted[name] for name in before})
-    try:
-        yield
-    finally:
-        _lock_seconds = before_lock
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
-def reason(uri: str, error: Exception) -> str:
-    """Part of a line, of what MLflow says in many: what urllib3 or the database meant, or how the message begins."""
-    text = str(error).replace(uri, public(uri))
-    meant = re.search(
+def format_reason(uri: str, error: Exception) -> str:
+    """The cause that urllib3 or the database reports in MLflow's message, or else the start of the message."""
+    text = str(error).replace(uri, public_uri(uri))
+    cause = re.search(
         r"Caused by \w+\(.*?: (.*?)['\"]\)|Caused by (.*?)\)*$|\((?:sqlite3|psycopg\w*)\.[\w.]+\) (.*)", text, re.M
     )
-    beginning = text.partition(" Response body")[0].partition("\n")[0] or type(error).__name__
-    return textwrap.shorten(next(filter(None, meant.groups())) if meant else beginning, 200)
+    start = text.partition(" Response body")[0].partition("\n")[0] or type(error).__name__
+    return textwrap.shorten(next(filter(None, cause.groups())) if cause else start, 200)
 
 
-def failure(uri: str, error: Exception) -> str:
-    """Part of a line: which store has failed, why, and what the user can do if it does not pass by itself."""
-    return f"{public(uri)}: {reason(uri, error)}" + (f"; {_CREDENTIALS}" if is_forbidden(error) else "")
+def format_error(uri: str, error: Exception) -> str:
+    """The store, why it failed, and what the user can do if it will not recover by itself."""
+    advice = f"; {_CREDENTIALS}" if _is_forbidden(error) else ""
+    return f"{public_uri(uri)}: {format_reason(uri, error)}{advice}"
 
 
-def is_forbidden(error: Exception) -> bool:
-    """Whether the server does not know the user, or lets him do nothing here."""
+def _is_forbidden(error: Exception) -> bool:
     code = getattr(error, "error_code", "")
     return code in ("UNAUTHENTICATED", "PERMISSION_DENIED") or re.match(r"40[13]\b", str(error)) is not None
 
 
-def trouble(uri: str, error: Exception) -> UserError:
-    """One line of why a store cannot be used, and what to do."""
-    why = reason(uri, error)
-    otherwise = "or set tracking.enabled: false in params.yaml"
-    if (file := database(uri)) is not None:
-        advice = f"if an older MLflow made it, `mlflow db upgrade {uri}`; else move it away, {otherwise}"
-        if "locked" in why:
-            advice = f"another process holds it; wait until it is done or end it, {otherwise}"
-        elif "disk" in why:  # it is full, or breaking
-            advice = f"free some space, {otherwise}"
-        return UserError(f"{file}: MLflow cannot use this database ({why}); {advice}")
-    origin = "MLFLOW_TRACKING_URI" if os.environ.get("MLFLOW_TRACKING_URI") == uri else "metrics/run.json: tracking_uri"
-    advice = _CREDENTIALS if is_forbidden(error) else "start the server, correct the address"
-    return UserError(f"{origin}={public(uri)}: MLflow cannot be reached there ({why}); {advice}, {otherwise}")
+def _user_error(uri: str, error: Exception) -> UserError:
+    reason, file = format_reason(uri, error), sqlite_path(uri)
+    if file is None:
+        named = os.environ.get("MLFLOW_TRACKING_URI") == uri
+        source = "MLFLOW_TRACKING_URI" if named else "metrics/run.json: tracking_uri"
+        problem = f"{source}={public_uri(uri)}: MLflow cannot connect ({reason})"
+        advice = _CREDENTIALS if _is_forbidden(error) else "start the server, correct the address"
+    else:
+        problem = f"{file}: MLflow cannot use this database ({reason})"
+        advice = f"if an older MLflow created it, run `mlflow db upgrade {uri}`; else move it away"
+        if "locked" in reason:
+            advice = "another process holds it; wait until it ends or end it"
+        elif "disk" in reason:  # full or broken
+            advice = "free some space"
+    return UserError(f"{problem}; {advice}, or set tracking.enabled: false in params.yaml")
 
 
-def _path(uri: str) -> Path:
-    return Path(uri.removeprefix(_SQLITE))
+def _import_mlflow(uri: str = "http") -> None:
+    for variable, value in _ENVIRONMENT.items():
+        os.environ.setdefault(variable, value)
+    with importing():
+        import mlflow  # noqa: F401
+
+        if not uri.startswith("http"):
+            from mlflow.store.tracking import sqlalchemy_store  # noqa: F401  (the client would import it later)
 
 
-def _connect(uri: str) -> None:
-    """Reach a database once; MLflow would try again for a minute."""
-    from sqlalchemy import NullPool, create_engine
+def _set_tracking_uri(uri: str) -> None:
+    """Set the global URI, by which an SQL registry finds logged models, but leave the variable that MLflow sets too."""
+    import mlflow
 
-    create_engine(uri, poolclass=NullPool).connect().close()
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    mlflow.set_tracking_uri(uri)
+    if before is None:
+        os.environ.pop("MLFLOW_TRACKING_URI", None)
+    else:
+        os.environ["MLFLOW_TRACKING_URI"] = before
 
 
-@contextmanager
-def _not_waiting_for_the_disk() -> Iterator[None]:
-    """Have SQLite wait for the disk at no commit of the block.
-
-    MLflow makes the tables step by step through all of its versions; to wait after each of them takes five seconds. The
-    whole file is waited for before it gets its name.
-    """
-    from sqlalchemy import Engine, event
-
-    def connected(connection: sqlite3.Connection, record: object) -> None:
-        connection.execute("PRAGMA synchronous = OFF")
-
-    event.listen(Engine, "connect", connected)
-    try:
-        yield
-    finally:
-        event.remove(Engine, "connect", connected)
+def _disable_fsync(connection: sqlite3.Connection, record: object) -> None:
+    # MLflow creates the tables in hundreds of commits, which would take five seconds; `atomic_write` syncs the file.
+    connection.execute("PRAGMA synchronous = OFF")
 
 
 @cache
-def _shorten_waits() -> None:
-    """Have SQLite wait for a lock as long as `patience` says; MLflow sets 20 seconds anew at each of its sessions."""
+def _limit_sqlite_waits() -> None:
+    """Apply `_lock_timeout` to MLflow's sessions, each of which sets 20 s at its start."""
     from sqlalchemy import Engine, event
 
-    def executed(connection: Any, cursor: Any, statement: str, *others: object) -> None:
+    @event.listens_for(Engine, "after_cursor_execute")
+    def on_execute(connection: object, cursor: Any, statement: str, *others: object) -> None:
         if "PRAGMA busy_timeout" in statement:
-            cursor.execute(f"PRAGMA busy_timeout = {_lock_seconds * 1000:.0f}")
-
-    event.listen(Engine, "after_cursor_execute", executed)
+            cursor.execute(f"PRAGMA busy_timeout = {_lock_timeout * 1000:.0f}")

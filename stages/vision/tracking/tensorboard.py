@@ -1,72 +1,41 @@
-"""Event files for TensorBoard, beside what MLflow keeps: `tensorboard --logdir tensorboard` shows them."""
+"""TensorBoard event files of a run, which `tensorboard --logdir tensorboard` shows."""
 
-import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from vision.tracking.run import Run, epoch_metrics
-
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-    from torch import nn
     from torch.utils.tensorboard import SummaryWriter
 
 
-def new_folder(name: str) -> str:
-    """A folder of its own for the events of the run called `name`."""
-    return (Path("tensorboard") / f"{name}-{uuid.uuid4().hex[:6]}").as_posix()
-
-
 @contextmanager
-def beside(run: Run, root: Path, folder: str | None, anew: bool = False) -> Iterator[Run]:
-    """The same run, for the block; its metrics and figures are also written to `folder` below `root`, if not None.
-
-    What the folder already has is hidden where all is told `anew`.
-    """
-    if folder is None:
-        yield run
-        return
+def tensorboard_sink(folder: Path, purge: bool = False) -> Iterator["TensorBoardSink"]:
+    """Write to the folder for the block; `purge` hides the events that it already has."""
     from torch.utils.tensorboard import SummaryWriter  # takes seconds to import
 
-    with SummaryWriter(root / folder, purge_step=0 if anew else None) as writer:
-        yield _Both(run, writer, folder)
+    with SummaryWriter(folder, purge_step=0 if purge else None) as writer:
+        yield TensorBoardSink(writer)
 
 
-class _Both(Run):
-    def __init__(self, run: Run, writer: "SummaryWriter", folder: str) -> None:
-        super().__init__(run.record["mlflow"], folder)
-        self._run = run
+class TensorBoardSink:
+    """Writes curves, single figures (as `summary/<name>`) and pictures; TensorBoard shows nothing else of a run."""
+
+    def __init__(self, writer: "SummaryWriter") -> None:
+        """Write with this writer, which the caller closes."""
         self._writer = writer
 
-    def log_epoch(self, row: Mapping[str, float | None]) -> None:
-        self._run.log_epoch(row)
-        for name, value in epoch_metrics(row).items():
-            self._writer.add_scalar(name, value, int(row["epoch"] or 0))
-
-    def log_metrics(self, figures: Mapping[str, float], step: int = 0) -> None:
-        self._run.log_metrics(figures, step)
-        for name, value in figures.items():
-            self._writer.add_scalar(name, value, step)
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None) -> None:
+        """Write scalars."""
+        for name, value in metrics.items():
+            self._writer.add_scalar(f"summary/{name}" if step is None else name, value, step or 0)
 
     def log_figure(self, name: str, figure: "Figure") -> None:
-        self._run.log_figure(name, figure)
+        """Write a picture."""
         self._writer.add_figure(name, figure)
 
-    def set_tags(self, sections: Mapping[str, object]) -> None:
-        self._run.set_tags(sections)
+    def set_tags(self, *_: object, **__: object) -> None:
+        """Do nothing, like the methods below."""
 
-    def describe_as(self, text: str) -> None:
-        self._run.describe_as(text)
-
-    def log_artifact(self, path: Path, folder: str | None = None) -> None:
-        self._run.log_artifact(path, folder)
-
-    def log_model(self, model: "nn.Module", example: np.ndarray, classes: Sequence[str]) -> None:
-        self._run.log_model(model, example, classes)
-
-    def register_model(self, val_accuracy: float | None) -> None:
-        self._run.register_model(val_accuracy)
+    log_artifact = log_model = register_model = set_tags

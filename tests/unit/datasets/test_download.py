@@ -476,6 +476,7 @@ def real_data_is_available() -> bool:
     return subprocess.run(ask, capture_output=True, timeout=60, env=os.environ).returncode == 0
 
 
+@pytest.mark.slow
 def test_the_real_data(tmp_path: Path) -> None:
     """From the user's cache, or downloaded into it; the arrays are those of the official binary files."""
     if not real_data_is_available():

@@ -28,9 +28,11 @@ from vision.pipeline.params import Params, Tracking, load_params
 from vision.pipeline.paths import ROOT
 from vision.storage.arrays import Stats
 from vision.tracking import mlflow_run, provenance
-from vision.tracking import store as store_room
+from vision.tracking import spool as spool_module
+from vision.tracking import store as store_module
 
 STATS = Stats(["cat", "dog", "frog"], [32, 32, 3], [0.5] * 3, [0.25] * 3, split_digest="ab" * 32)
+KIND = "mlflow.experimentKind"
 ON = Tracking(enabled=True, experiment="pets", registry=True, tensorboard=False)
 ROW = {"epoch": 1, "lr": 0.1, "train_loss": 2.0, "train_accuracy": 0.25, "val_loss": None, "seconds": 1.5}
 
@@ -62,12 +64,12 @@ def created(tmp_path_factory: pytest.TempPathFactory) -> Path:
         with mlflow_run.training_run(params(), STATS) as run:
             for epoch in range(1, 4):
                 run.log_epoch(ROW | {"epoch": epoch, "train_loss": 1 / epoch})
-            run.log_metrics({"final/train_loss": 0.25})
             run.log_model(model, images, STATS.classes)
             run.register_model(0.75)
+            run.log_metrics({"best_epoch": 3})
         with mlflow_run.resumed_run(ON, run.record) as resumed:
-            resumed.log_metrics({"test/accuracy": 0.75})
-            resumed.describe_as("- **75%**")
+            resumed.log_metrics({"test_accuracy": 0.75})
+            resumed.set_description("- **75%**")
             resumed.set_tags({"evaluate": {"views": "flip", "batch_size": 10}})
             resumed.log_figure("confusion", figure)
             resumed.log_artifact(folder / "index.html", "report")
@@ -93,7 +95,7 @@ def params(experiment: str = "pets") -> Params:
 
 def at(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
     """Have the code believe that it lies in this checkout."""
-    for room in (mlflow_run, provenance, store_room):
+    for room in (mlflow_run, provenance, spool_module, store_module):
         monkeypatch.setattr(room, "ROOT", root)
 
 
@@ -119,7 +121,7 @@ def test_the_run_tells_what_made_the_model(store: Path) -> None:
     # Of the machine there are samples too if this took long.
     assert {name: value for name, value in run.data.metrics.items() if not name.startswith("system/")} == {
         "train/loss": 1 / 3, "train/accuracy": 0.25, "train/lr": 0.1, "train/seconds": 1.5,
-        "final/train_loss": 0.25, "test/accuracy": 0.75,
+        "best_epoch": 3, "test_accuracy": 0.75,
     }  # fmt: skip
     history = client(store).get_metric_history(run.info.run_id, "train/loss")
     assert [(metric.step, metric.value) for metric in history] == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
@@ -137,7 +139,8 @@ def test_the_run_tells_where_it_came_from(store: Path) -> None:
     assert run.data.tags["evaluate.views"] == "flip"
     assert run.data.tags["mlflow.note.content"] == "- **75%**"
     page = f"http://127.0.0.1:5000/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
-    assert record_of(store)["mlflow"]["page"] == page
+    assert record_of(store)["mlflow"]["page"] == f"{page}?workflowType=machine_learning"
+    assert client(store).get_experiment(run.info.experiment_id).tags[KIND] == "custom_model_development"
     assert not {key for key in run.data.tags if key.startswith("dvc.")}
 
 
@@ -179,7 +182,7 @@ def test_the_model_carries_its_figures(store: Path) -> None:
     outputs = stored(store, record_of(store)).outputs
     assert outputs is not None
     metrics = client(store).get_logged_model(outputs.model_outputs[0].model_id).metrics or []
-    assert {metric.key: metric.value for metric in metrics} == {"final/train_loss": 0.25, "test/accuracy": 0.75}
+    assert {metric.key: metric.value for metric in metrics} == {"best_epoch": 3, "test_accuracy": 0.75}
 
 
 LOAD = """
@@ -240,13 +243,13 @@ def test_a_run_that_is_gone_is_told_and_recorded_nowhere(
     capfd.readouterr()  # MLflow's log, which a stage silences
     elsewhere = f"sqlite:///{tmp_path}/other/mlflow.db"
     for change, reason in [
-        ({}, f"was deleted (`mlflow runs restore --run-id {run_id}` brings it back)"),
-        ({"run_id": "0" * 32}, f"run {'0' * 32} is no longer in sqlite:///{store}/mlflow.db"),
-        ({"tracking_uri": elsewhere}, "other/mlflow.db, with run"),
+        ({}, f"run {run_id} is not in sqlite:///{store}/mlflow.db; if it was deleted, `mlflow runs restore"),
+        ({"run_id": "0" * 32}, f"run {'0' * 32} is not in sqlite:///{store}/mlflow.db"),
+        ({"tracking_uri": elsewhere}, f"is not in {elsewhere}"),
     ]:
         record = {"mlflow": run.record["mlflow"] | change, "tensorboard": None}
         with mlflow_run.resumed_run(ON, record) as resumed:
-            resumed.log_metrics({"test/accuracy": 0.5})
+            resumed.log_metrics({"test_accuracy": 0.5})
         (line,) = capfd.readouterr().err.splitlines()
         assert line.startswith("MLflow: ")
         assert reason in line
@@ -306,7 +309,7 @@ def test_a_training_that_goes_on_opens_a_new_run_where_its_own_is_gone(
         run.log_epoch(ROW)
     record = run.record["mlflow"]
     client(tmp_path).delete_run(record["run_id"])
-    for change in ({}, {"run_id": "0" * 32}, {"tracking_uri": "http://127.0.0.1:1"}, {"experiment_id": "7"}):
+    for change in ({}, {"run_id": "0" * 32}):
         before = {"mlflow": record | change, "tensorboard": None}
         with mlflow_run.training_run(params(), STATS, before=before) as other:
             other.log_epoch(ROW)
@@ -318,22 +321,23 @@ def test_a_training_that_goes_on_opens_a_new_run_where_its_own_is_gone(
 
 SILENT = """
 import sys
-from vision import params, tracking
+from vision.pipeline import params
+from vision.tracking import mlflow_run as tracking
 everything = params.load_params()
 off = everything.tracking.model_copy(update={"enabled": False})
 with tracking.training_run(everything.model_copy(update={"tracking": off}), None) as run:
     run.log_epoch({"epoch": 1})
-    run.log_metrics({"test/accuracy": 1})
+    run.log_metrics({"test_accuracy": 1})
     run.set_tags({"environment": "cpu"})
     run.log_model(None, None, [])
     run.register_model(0.5)
-    run.describe_as("")
+    run.set_description("")
     run.log_figure("confusion", None)
     run.log_artifact("index.html")
 recorded = {"mlflow": {"run_id": "0", "tracking_uri": "sqlite:///x.db"}, "tensorboard": "tensorboard/x"}
 for settings, record in [(everything.tracking, run.record), (off, recorded)]:
     with tracking.resumed_run(settings, record) as resumed:
-        resumed.log_metrics({"test/accuracy": 1})
+        resumed.log_metrics({"test_accuracy": 1})
 print(run.record["mlflow"], "mlflow" in sys.modules, "torch.utils.tensorboard" in sys.modules)
 """
 
@@ -350,7 +354,7 @@ def test_tensorboard_gets_the_curves_the_scores_and_the_figures(
         for epoch in range(1, 4):
             run.log_epoch(ROW | {"epoch": epoch, "train_loss": 1 / epoch})
     with mlflow_run.resumed_run(settings, run.record) as resumed:
-        resumed.log_metrics({"test/accuracy": 0.75})
+        resumed.log_metrics({"test_accuracy": 0.75})
         resumed.log_figure("confusion", Figure())
         assert resumed.record == run.record
     (folder,) = (tmp_path / "tensorboard").iterdir()  # in the checkout that lasts
@@ -359,11 +363,11 @@ def test_tensorboard_gets_the_curves_the_scores_and_the_figures(
     events = EventAccumulator(str(folder)).Reload()
     losses = [(event.step, event.value) for event in events.Scalars("train/loss")]
     assert losses == [(1, 1.0), (2, 0.5), (3, pytest.approx(1 / 3))]
-    assert [event.value for event in events.Scalars("test/accuracy")] == [0.75]
+    assert [event.value for event in events.Scalars("summary/test_accuracy")] == [0.75]
     assert events.Tags()["images"] == ["confusion"]
     assert (run.record["mlflow"] is not None) == (tmp_path / "mlflow.db").exists() == enabled
     if enabled:
-        assert stored(tmp_path, run.record).data.metrics["test/accuracy"] == 0.75
+        assert stored(tmp_path, run.record).data.metrics["test_accuracy"] == 0.75
 
 
 def test_without_tracking_mlflow_is_not_imported(tmp_path: Path) -> None:
@@ -376,12 +380,14 @@ def test_without_tracking_mlflow_is_not_imported(tmp_path: Path) -> None:
 
 TRAIN = """
 import sys
-from vision import arrays, params, tracking
-with tracking.training_run(params.load_params(), arrays.Stats(["a", "b"], [1, 1, 1], [0.5], [0.5], "0" * 64)) as run:
+from vision.pipeline import params
+from vision.storage import arrays, tables
+from vision.tracking import mlflow_run
+with mlflow_run.training_run(params.load_params(), arrays.Stats(["a", "b"], [1, 1, 1], [0.5], [0.5], "0" * 64)) as run:
     for epoch in range(1, 41):
         run.log_epoch({"epoch": epoch, "train_loss": 1 / epoch, "val_loss": 2 / epoch})
     run.log_artifact(sys.argv[0], "code")
-arrays.write_json(tracking.ROOT / "run.json", run.record)
+tables.write_json(mlflow_run.ROOT / "run.json", run.record)
 """
 
 
@@ -421,8 +427,8 @@ def test_what_is_written_after_the_tables_were_made_is_waited_for(tmp_path: Path
     script = """
 import sys
 from sqlalchemy import create_engine
-from vision import store
-store.client(sys.argv[1])
+from vision.tracking import store
+store.connect(sys.argv[1])
 with create_engine(sys.argv[1]).connect() as connection:
     print(connection.exec_driver_sql("PRAGMA synchronous").scalar())
 """
@@ -553,10 +559,10 @@ def test_an_evaluation_whose_server_cannot_be_used_keeps_what_it_would_log(
         uri = f"http://127.0.0.1:{closed.getsockname()[1]}" if place == "closed" else f"{website}/{place}"
         record = {"mlflow": {"run_id": "0" * 32, "tracking_uri": uri}, "tensorboard": None}
         with mlflow_run.resumed_run(ON, record) as run:
-            run.log_metrics({"test/accuracy": 0.75})
+            run.log_metrics({"test_accuracy": 0.75})
     first, last = capfd.readouterr().err.splitlines()
-    assert re.match(f"MLflow: {uri}: .*{reason}.* kept in {tmp_path}/unlogged/0000", first)
-    assert re.match(f"MLflow: still unlogged: 1 thing of run {'0' * 32} .*{reason}", last)
+    assert re.match(f"MLflow: {uri}: .*{reason}.*; records wait in {tmp_path}/unlogged/0000", first)
+    assert re.match(f"MLflow: not logged yet: 1 record of run {'0' * 32} .{uri}: .*{reason}", last)
 
 
 def test_a_database_that_fails_during_training_does_not_end_it(
@@ -569,7 +575,7 @@ def test_a_database_that_fails_during_training_does_not_end_it(
         with sqlite3.connect(tmp_path / "mlflow.db") as connection:
             connection.execute("ALTER TABLE metrics RENAME TO away")
         run.log_epoch(ROW)
-    assert "no such table: metrics; what cannot be logged is kept in" in capfd.readouterr().err
+    assert "no such table: metrics; records wait in" in capfd.readouterr().err
     with sqlite3.connect(tmp_path / "mlflow.db") as connection:
         connection.execute("ALTER TABLE away RENAME TO metrics")
     with mlflow_run.resumed_run(ON, run.record):

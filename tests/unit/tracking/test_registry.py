@@ -21,9 +21,13 @@ def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
     return MlflowClient(uri)
 
 
-def enter(client: MlflowClient, val_accuracy: float | None, classes: str = CLASSES, name: str = "pets") -> None:
-    model = client.create_logged_model("0")
-    register(client, name, model.model_id, classes, val_accuracy)
+def enter(
+    client: MlflowClient, val_accuracy: float | None, classes: str = CLASSES, split: str = "ab", name: str = "pets"
+) -> None:
+    tags = {"classes": classes, "split_digest": split} | (
+        {} if val_accuracy is None else {"val_accuracy": repr(val_accuracy)}
+    )
+    register(client, name, client.create_logged_model("0").model_id, tags)
 
 
 def held(client: MlflowClient, alias: str) -> ModelVersion:
@@ -41,12 +45,19 @@ def test_the_champion_is_the_one_that_validates_best_and_the_challenger_the_newe
     assert champions == [None, 2, 2, 2, 5, 5, 5], "it moves to what beats it, and to nothing else"
 
 
-def test_accuracies_of_other_classes_do_not_compare(client: MlflowClient) -> None:
+def test_accuracies_on_other_classes_or_validation_images_are_not_compared(
+    client: MlflowClient, capfd: pytest.CaptureFixture[str]
+) -> None:
     enter(client, 0.5)
     enter(client, 0.9, classes='["cat", "dog", "frog"]')
+    enter(client, 0.9, split="cd")
     assert int(held(client, "champion").version) == 1
+    assert held(client, "challenger").tags["split_digest"] == "cd"
+    of_pets = "MLflow: version {} of pets cannot be compared with version 1 (different {}), which stays champion"
+    assert capfd.readouterr().err.splitlines() == [of_pets.format(2, "classes"), of_pets.format(3, "split_digest")]
     enter(client, 0.6)
-    assert int(held(client, "champion").version) == 3
+    assert int(held(client, "champion").version) == 4
+    assert capfd.readouterr().err == ""
 
 
 def test_a_choice_by_hand_stays_until_a_newer_one_is_better(client: MlflowClient) -> None:
@@ -69,13 +80,13 @@ def test_the_champion_may_be_deleted(client: MlflowClient) -> None:
 
 ENTER = """
 import sys, mlflow
-from vision.registry import register
+from vision.tracking.registry import register
 mlflow.set_tracking_uri(sys.argv[1])
 client = mlflow.MlflowClient()
 print("ready", flush=True)
 sys.stdin.readline()
 for accuracy in map(float, sys.argv[2:]):
-    register(client, "pets", client.create_logged_model("0").model_id, "[]", accuracy)
+    register(client, "pets", client.create_logged_model("0").model_id, {"val_accuracy": repr(accuracy)})
 """
 
 

@@ -1,14 +1,18 @@
-"""Runs whose store goes away while they are open and comes back: a server that is killed, a database that is locked."""
+"""Runs whose store fails while they are open and recovers, with a real server and real SQLite files."""
 
 import json
+import os
 import re
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import numpy as np
@@ -19,14 +23,17 @@ from mlflow import MlflowClient
 from mlflow.entities import Run as StoredRun
 from torch import nn
 
+from processes import run_concurrently
 from servers import MlflowServer, mlflow_server
 from vision.pipeline.errors import UserError
 from vision.pipeline.params import Params, Tracking, load_params
 from vision.pipeline.paths import ROOT
 from vision.storage.arrays import Stats
-from vision.tracking import mlflow_run, store
-from vision.tracking.delivery import now
+from vision.tracking import mlflow_run, spool, store
+from vision.tracking.model_export import export_model
+from vision.tracking.publisher import send
 from vision.tracking.run import Run
+from vision.tracking.spool import Spool
 
 STATS = Stats(["cat", "dog"], [8, 8, 3], [0.5] * 3, [0.25] * 3, split_digest="ab" * 32)
 ON = Tracking(enabled=True, experiment="pets", registry=True, tensorboard=False)
@@ -47,16 +54,16 @@ class Net(nn.Module):
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
     folder = tmp_path_factory.mktemp("server")
-    store.client(f"sqlite:///{folder}/server.db")  # makes the tables, which takes a server longer
+    store.connect(f"sqlite:///{folder}/server.db")  # makes the tables, which takes a server longer
     with mlflow_server(f"sqlite:///{folder}/server.db", folder, workers=1) as running:
         yield running
 
 
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A checkout of its own, with an SQLite store."""
-    for room in (mlflow_run, store):
-        monkeypatch.setattr(room, "ROOT", tmp_path)
+    """A checkout with an SQLite store."""
+    for module in (mlflow_run, spool, store):
+        monkeypatch.setattr(module, "ROOT", tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
     return tmp_path
 
@@ -71,8 +78,8 @@ def epoch(number: int) -> dict[str, float | None]:
 
 def log_the_end(run: Run) -> None:
     """What a training logs after its last epoch."""
-    run.log_metrics({"train/best_epoch": 4})
     run.log_model(Net().eval(), IMAGES, STATS.classes)
+    run.log_metrics({"best_epoch": 4})
     run.register_model(0.75)
     run.set_tags({"ended": "finished"})
 
@@ -80,8 +87,8 @@ def log_the_end(run: Run) -> None:
 def log_scores(run: Run, folder: Path) -> None:
     """What the stages after the training log."""
     (folder / "index.html").write_text("<h1>report</h1>")
-    run.log_metrics({"test/accuracy": 0.75})
-    run.describe_as("**75%**")
+    run.log_metrics({"test_accuracy": 0.75})
+    run.set_description("**75%**")
     run.log_figure("confusion", Figure())
     run.log_artifact(folder / "index.html", "report")
 
@@ -99,7 +106,7 @@ def assert_all_is_there_once(client: MlflowClient, run_id: str, epochs: int) -> 
     history = client.get_metric_history(run_id, "train/loss")
     assert [(metric.step, metric.value) for metric in history] == [(e, 1 / e) for e in range(1, epochs + 1)]
     assert [metric.timestamp for metric in history] == sorted(metric.timestamp for metric in history)
-    for name in ("train/best_epoch", "test/accuracy"):
+    for name in ("best_epoch", "test_accuracy"):
         assert len(client.get_metric_history(run_id, name)) == 1
     assert run.data.tags["mlflow.note.content"] == "**75%**"
     assert {file.path for file in client.list_artifacts(run_id)} == {"figures", "report"}
@@ -110,7 +117,7 @@ def assert_all_is_there_once(client: MlflowClient, run_id: str, epochs: int) -> 
     assert model.status == "READY"
     assert model.params["train.patience"] == "null"
     figures = {metric.key: metric.value for metric in model.metrics or []}
-    assert figures == {"train/best_epoch": 4, "test/accuracy": 0.75}
+    assert figures == {"best_epoch": 4, "test_accuracy": 0.75}
     versions = client.search_model_versions("name = 'pets'")
     assert [version.source for version in versions if version.run_id == run_id] == [f"models:/{model.model_id}"]
     return run
@@ -136,22 +143,22 @@ def test_a_server_that_dies_in_the_middle_and_comes_back_when_all_is_over(
     gone, left = said(capfd)
     assert f"{server.address}: " in gone
     assert re.search("Connection refused|Connection aborted", gone)
-    assert str(kept) in gone
-    assert f"still unlogged: 8 things of run {run_id} ({server.address}: " in left
+    assert f"records wait in {kept}" in gone
+    assert f"not logged yet: 8 records of run {run_id} ({server.address}: " in left
     assert left.endswith("`dvc repro -sf report` tries again")
 
     # The address comes from the record, as it does for whoever has not set the variable.
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     with mlflow_run.resumed_run(ON, run.record) as resumed:
         log_scores(resumed, root)
-    assert f"still unlogged: 12 things of run {run_id}" in said(capfd)[-1]
+    assert f"not logged yet: 12 records of run {run_id}" in said(capfd)[-1]
 
     copied = root / "copied"
     shutil.copytree(kept, copied)
     server.start()
     with mlflow_run.resumed_run(ON, run.record):
         pass
-    assert said(capfd) == [f"MLflow: 12 things of run {run_id}, kept in {kept}, logged now"]
+    assert said(capfd) == [f"MLflow: logged 12 records of run {run_id} that waited in {kept}"]
     assert not kept.exists()
     client = MlflowClient(server.address)
     before = assert_all_is_there_once(client, run_id, epochs=4)
@@ -174,7 +181,7 @@ def test_another_run_in_the_same_store_logs_what_a_server_did_not_answer_to(
     server: MlflowServer, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.address)
-    monkeypatch.setattr(store, "QUICK", {"server": 2, "lock": 2})
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
     with mlflow_run.training_run(params(), STATS) as run:
         run.log_epoch(epoch(1))
         server.send(signal.SIGSTOP)  # it takes connections, and says nothing
@@ -214,28 +221,27 @@ def lock_dir(database: Path) -> Iterator[None]:
         process.communicate()
 
 
-def test_a_database_that_is_locked_in_the_middle(
-    root: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(store, "QUICK", {"server": 1, "lock": 1})
+def test_a_database_that_is_locked_in_the_middle(root: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with mlflow_run.training_run(params(), STATS) as run:
         run.log_epoch(epoch(1))
         with lock_dir(root / "mlflow.db"):
+            started = time.monotonic()
             run.log_epoch(epoch(2))
             run.log_epoch(epoch(3))
             log_the_end(run)
+            assert time.monotonic() - started < 15, "one attempt of 5 s, and the export"
     with mlflow_run.resumed_run(ON, run.record) as resumed:
         log_scores(resumed, root)
     run_id = run.record["mlflow"]["run_id"]
     assert_all_is_there_once(MlflowClient(f"sqlite:///{root}/mlflow.db"), run_id, epochs=3)
     gone, back = said(capfd)
-    assert "mlflow.db: database is locked; what cannot be logged is kept in" in gone
-    assert back == f"MLflow: 7 things of run {run_id}, kept in {root}/unlogged/{run_id}, logged now"
+    assert "mlflow.db: database is locked; records wait in" in gone
+    assert back == f"MLflow: logged 7 records of run {run_id} that waited in {root}/unlogged/{run_id}"
 
 
 @pytest.mark.slow  # longer than SQLite itself waits
 def test_a_database_that_is_locked_at_the_start_is_waited_for(root: Path) -> None:
-    store.client(f"sqlite:///{root}/mlflow.db")
+    store.connect(f"sqlite:///{root}/mlflow.db")
     command = [sys.executable, "-c", LOCK.replace("sys.stdin.read()", "import time; time.sleep(7)"), "mlflow.db"]
     with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
@@ -245,71 +251,196 @@ def test_a_database_that_is_locked_at_the_start_is_waited_for(root: Path) -> Non
 
 
 def test_a_database_that_stays_locked(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store.client(f"sqlite:///{root}/mlflow.db")
-    monkeypatch.setattr(store, "_OPENING", {"server": 5, "lock": 1})
+    store.connect(f"sqlite:///{root}/mlflow.db")
+    monkeypatch.setattr(store, "OPENING_LOCK_TIMEOUT", 1)
     with lock_dir(root / "mlflow.db"), pytest.raises(UserError, match=r"mlflow.db: .*locked.*another process holds it"):
         mlflow_run.training_run(params(), STATS).__enter__()
 
 
 def test_a_run_that_is_deleted_while_it_is_open(root: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    client = store.client(store.tracking_uri())
+    client = store.connect(store.tracking_uri())
     with mlflow_run.training_run(params(), STATS) as run:
         run_id = run.record["mlflow"]["run_id"]
         run.log_epoch(epoch(1))
         client.delete_run(run_id)
         run.log_epoch(epoch(2))
-    assert f"`mlflow runs restore --run-id {run_id}` brings a deleted run back" in said(capfd)[0]
+    assert f"if the run was deleted, `mlflow runs restore --run-id {run_id}` restores it" in said(capfd)[0]
     with mlflow_run.training_run(params(), STATS):
         pass
     (line,) = said(capfd)
-    assert f"still unlogged: 2 things of run {run_id} (" in line
+    assert f"not logged yet: 2 records of run {run_id} (" in line
     assert f"`mlflow runs restore --run-id {run_id}`" in line
     client.restore_run(run_id)
     with mlflow_run.training_run(params(), STATS):
         pass
-    assert "logged now" in said(capfd)[0]
+    assert f"logged 2 records of run {run_id}" in said(capfd)[0]
     assert losses(client, run_id) == [(1, 1.0), (2, 0.5)]
     assert client.get_run(run_id).info.status == "FINISHED"
 
 
-def test_what_mlflow_will_never_take_is_told_and_the_rest_is_logged(
-    root: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_record_that_mlflow_rejects_is_skipped(root: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with mlflow_run.training_run(params(), STATS) as run:
         run.log_metrics({"no: such: name?": 1.0})
         run.log_epoch(epoch(1))
-    (line,) = said(capfd)
-    assert "is left out" in line
+    run_id = run.record["mlflow"]["run_id"]
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if "rejected" in line]
+    assert line.startswith(f"MLflow rejected a record of run {run_id}; skipped.")
     assert "no: such: name?" in line
-    assert losses(store.client(store.tracking_uri()), run.record["mlflow"]["run_id"]) == [(1, 1.0)]
+    assert losses(store.connect(store.tracking_uri()), run_id) == [(1, 1.0)]
 
 
-def test_a_training_that_goes_on_first_logs_what_was_kept_before_it_was_killed(root: Path) -> None:
+def test_environment_variables_stay_as_they_are(root: Path) -> None:
+    store.connect(store.tracking_uri())
+    before = dict(os.environ)
+    with mlflow_run.training_run(params(), STATS) as run:
+        run.log_epoch(epoch(1))
+        log_the_end(run)
+        assert dict(os.environ) == before
+    with mlflow_run.resumed_run(ON, run.record) as resumed:
+        log_scores(resumed, root)
+    assert dict(os.environ) == before
+
+
+@contextmanager
+def broken(root: Path) -> Iterator[None]:
+    """The store refuses metrics for the block."""
+    for old, new in (("metrics", "away"), ("away", "metrics")):
+        with closing(sqlite3.connect(root / "mlflow.db")) as connection:
+            connection.execute(f"ALTER TABLE {old} RENAME TO {new}")
+        if new == "away":
+            yield
+
+
+@pytest.fixture
+def run_id(root: Path) -> str:
+    client = store.connect(store.tracking_uri())
+    return client.create_run(store.get_experiment_id(client, "pets")).info.run_id
+
+
+def put(waiting: Spool, number: int) -> None:
+    waiting.put({"metrics": {"train/loss": 1 / number}, "time": number, "step": number})
+
+
+def logged(run_id: str) -> list[int]:
+    return [step for step, _ in losses(store.connect(store.tracking_uri()), run_id)]
+
+
+def test_attempts_that_fail_are_few_and_their_pause_grows_with_their_time(
+    root: Path, run_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting = Spool(store.tracking_uri(), run_id)
+    attempts = []
+
+    def counted(*record: Any) -> None:
+        attempts.append(record)
+        send(*record)
+
+    monkeypatch.setattr(spool, "send", counted)
+    with broken(root):
+        for number in range(1, 31):
+            put(waiting, number)
+    assert len(attempts) == 1
+    assert waiting.publish()
+    assert len(attempts) == 31
+    assert logged(run_id) == list(range(1, 31))
+    for seconds, pause in ((0.001, 10), (5.0, 100)):
+        waiting.pause("no answer", seconds)
+        assert waiting._next_attempt - time.monotonic() == pytest.approx(pause, abs=1)
+
+
+def test_training_does_not_wait_until_everything_is_published(
+    root: Path, run_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting = Spool(store.tracking_uri(), run_id)
+    with broken(root):
+        for number in range(1, 4):
+            put(waiting, number)
+    monkeypatch.setattr(spool, "_PUT_SECONDS", 0.0)
+    monkeypatch.setattr(waiting, "_next_attempt", 0.0)
+    put(waiting, 4)
+    assert logged(run_id) == [1]
+    assert waiting.publish()
+    assert logged(run_id) == [1, 2, 3, 4]
+
+
+def test_a_damaged_record_is_skipped(root: Path, run_id: str, capfd: pytest.CaptureFixture[str]) -> None:
+    waiting = Spool(store.tracking_uri(), run_id)
+    with broken(root):
+        put(waiting, 1)
+        records = waiting.folder / "records.jsonl"
+        records.write_text(records.read_text() + '\n{"tracking')  # as on a full disk
+        put(waiting, 2)
+    assert waiting.publish()
+    assert logged(run_id) == [1, 2]
+    assert f"MLflow: {records}: a record is damaged; skipped" in said(capfd)
+
+
+def test_a_folder_that_cannot_be_written_ends_nothing(
+    root: Path, run_id: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (root / "unlogged").write_text("a file in place of the folder")
+    waiting = Spool(store.tracking_uri(), run_id)
+    with broken(root):
+        put(waiting, 1)
+    assert waiting.publish()
+    assert f"{waiting.folder}: cannot be written" in said(capfd)[0]
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from vision.tracking import spool, store
+spool.ROOT = store.ROOT = Path(sys.argv[1])
+def hold(*record):
+    print("publishing", flush=True)
+    sys.stdin.readline()
+spool.send = hold
+spool.Spool(store.tracking_uri(), sys.argv[2]).publish()
+"""
+
+
+def test_two_processes_never_publish_the_same_run_at_once(root: Path, run_id: str) -> None:
+    waiting = Spool(store.tracking_uri(), run_id)
+    with broken(root):
+        put(waiting, 1)
+    pipe = subprocess.PIPE
+    command = [sys.executable, "-c", HOLD, str(root), run_id]
+    with subprocess.Popen(command, cwd=ROOT / "stages", stdin=pipe, stdout=pipe) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"publishing\n"
+        assert not waiting.publish(wait=False)
+        other.kill()
+    assert waiting.publish(wait=False)
+    assert logged(run_id) == [1]
+    assert list((root / "unlogged").iterdir()) == []
+
+
+def test_a_training_that_was_killed_continues_with_what_waits(root: Path) -> None:
     with mlflow_run.training_run(params(), STATS) as run:
         run.log_epoch(epoch(1))
     # As a training leaves it that was killed while its store was away.
     run_id = run.record["mlflow"]["run_id"]
-    kept = root / "unlogged" / run_id
-    kept.mkdir(parents=True)
-    (kept / "about.json").write_text(json.dumps({"tracking_uri": "sqlite:///mlflow.db", "reason": "locked"}))
-    second = {"call": "log", "metrics": [["train/loss", 0.5, now(), 2]]}
-    (kept / "00000001.json").write_text(json.dumps(second))
+    (root / "unlogged" / run_id).mkdir(parents=True)
+    second = {"tracking_uri": "sqlite:///mlflow.db", "metrics": {"train/loss": 0.5}, "time": 2, "step": 2}
+    (root / "unlogged" / run_id / "records.jsonl").write_text(json.dumps(second))
     with mlflow_run.training_run(params(), STATS, before=run.record) as again:
         for number in range(1, 4):
             again.log_epoch(epoch(number))
-    assert losses(store.client(store.tracking_uri()), run_id) == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
+    found = losses(store.connect(store.tracking_uri()), run_id)
+    assert sorted(found) == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
 
 
 KILLED = """
 import os, signal, sys
 from pathlib import Path
 from mlflow import MlflowClient
-from vision.delivery import Delivery
+from vision.tracking import store
+from vision.tracking.publisher import send
 uri, run_id, model, call = sys.argv[1:]
 setattr(MlflowClient, call, lambda *arguments, **options: os.kill(os.getpid(), signal.SIGKILL))
-deliver = Delivery(uri, run_id)
-deliver({"call": "model", "metrics": []}, Path(model))
-deliver({"call": "register", "name": "pets", "classes": "[]", "val_accuracy": 0.5}, None)
+client = store.connect(uri)
+send(client, run_id, {"model": "model"}, Path(model))
+send(client, run_id, {"register": "pets", "version_tags": {"val_accuracy": "0.5"}}, None)
 """
 
 
@@ -318,7 +449,7 @@ def test_a_run_has_one_model_wherever_its_logging_was_killed(root: Path) -> None
     with mlflow_run.training_run(params(), STATS) as run:
         pass
     uri, run_id = store.tracking_uri(), run.record["mlflow"]["run_id"]
-    mlflow_run._save_model(root / "model", Net().eval(), IMAGES, STATS.classes)
+    export_model(root / "model", Net().eval(), IMAGES, STATS.classes)
     for call in ("log_outputs", "finalize_logged_model", "set_registered_model_alias"):
         command = [sys.executable, "-c", KILLED, uri, run_id, str(root / "model"), call]
         assert subprocess.run(command, cwd=ROOT / "stages").returncode == -signal.SIGKILL
@@ -328,8 +459,31 @@ def test_a_run_has_one_model_wherever_its_logging_was_killed(root: Path) -> None
         log_the_end(again)
     with mlflow_run.resumed_run(ON, run.record) as resumed:
         log_scores(resumed, root)
-    client = store.client(uri)
+    client = store.connect(uri)
     assert_all_is_there_once(client, run_id, epochs=4)
     (version,) = client.search_model_versions("name = 'pets'")
     assert version.tags["val_accuracy"] == "0.75"
     assert client.get_model_version_by_alias("pets", "champion").version == version.version
+
+
+LOG_DATA = """
+import sys
+from vision.tracking import store
+from vision.tracking.publisher import send
+client = store.connect(sys.argv[1])
+print("ready", flush=True)
+sys.stdin.readline()
+for number, run_id in enumerate(sys.argv[2:]):
+    send(client, run_id, {"dataset": "data/processed", "digest": str(number), "source": "{}"}, None)
+"""
+
+
+def test_runs_that_log_the_same_new_data_at_once_all_have_it(root: Path) -> None:
+    client = store.connect(store.tracking_uri())
+    experiment_id = store.get_experiment_id(client, "pets")
+    run_ids = [[client.create_run(experiment_id).info.run_id for _ in range(5)] for _ in range(4)]
+    run_concurrently([[LOG_DATA, store.tracking_uri(), *some] for some in run_ids])
+    for some in run_ids:
+        entered = [client.get_run(run_id).inputs for run_id in some]
+        digests = [[data.dataset.digest for data in inputs.dataset_inputs] for inputs in entered if inputs]
+        assert digests == [["0"], ["1"], ["2"], ["3"], ["4"]]
