@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from vision.pipeline.paths import ROOT, main_root
 from vision.storage.atomic import atomic_write
@@ -78,7 +78,9 @@ class Spool:
             try:
                 with FileLock(self._lock_file, blocking=wait):
                     return self._publish_lines(_read_lines(self._file), seconds)
-            except OSError as error:  # of the disk, or filelock.Timeout
+            except Timeout:
+                return False
+            except OSError as error:
                 self.pause(f"{self.folder}: {error.strerror or error}", 0)
                 return False
 
