@@ -202,6 +202,6 @@ def _list_spools() -> list[tuple[str, str, int]]:
 def _read_lines(file: Path) -> list[str]:
     """The lines of a file; none if another process has just published and deleted it."""
     try:
-        return [line for line in file.read_text(encoding="utf-8").splitlines() if line]
+        return [line for line in file.read_text(encoding="utf-8", errors="replace").splitlines() if line]
     except FileNotFoundError:
         return []
