@@ -734,7 +734,7 @@ YAML: list[tuple[str, Damage, str]] = [
     ("params.yaml with several mistakes", set_params(train={"lr": 0, "wat": 1}, evaluate={"tta": "many"}), f"{DOCUMENT}train.lr: must be greater than 0 (got 0)\n{DOCUMENT}train.wat: unknown key; known keys: *\n{DOCUMENT}evaluate.tta: must be 'none', 'flip' or 'shift' (got 'many')"),
     ("params.yaml a folder", folder_instead(PARAMS), f"{DOCUMENT}not a regular file; move it away and run `git checkout params.yaml`"),
     ("params.yaml a pipe", both(remove(PARAMS), lambda root: os.mkfifo(root / PARAMS)), f"{DOCUMENT}not a regular file; move it away and run `git checkout params.yaml`"),
-    ("params.yaml a link to itself", both(remove(PARAMS), lambda root: (root / PARAMS).symlink_to(PARAMS)), "ROOT/params.yaml: Too many levels of symbolic links"),
+    ("params.yaml a link to itself", both(remove(PARAMS), lambda root: (root / PARAMS).symlink_to(PARAMS)), "ROOT/params.yaml: Too many levels of symbolic links (set VISION_DEBUG=1 for the traceback)"),
     ("a source with NUL", set_params(download={"source": "a\0b"}), f"{DOCUMENT}download.source: must have no line breaks and no control characters (got 'a\\x00b')"),
     ("a source of two lines", set_params(download={"source": "a\nb"}), f"{DOCUMENT}download.source: must have no line breaks and no control characters (got 'a\\nb')"),
     ("a source of blanks", set_params(download={"source": "  "}), f"{DOCUMENT}download.source: must not be blank (got '  ')"),

@@ -1,4 +1,4 @@
-"""Other data than CIFAR-10 through the whole pipeline: nothing but parameters changes."""
+"""The whole pipeline on other data than CIFAR-10; only parameters change."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -44,7 +44,7 @@ sys.addaudithook(hook)
 with open({file!r}, "a") as file:
     print("watched", file=file)
 """
-"""Run by each Python process as it begins: notes the addresses that it binds a socket to."""
+"""Runs at the start of each Python process; records the addresses that it binds sockets to."""
 
 
 def run(project: Project, **parameters: str) -> None:

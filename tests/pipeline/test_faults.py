@@ -11,6 +11,7 @@ import yaml
 
 from disks import fill_disk, small_disk
 from project import Project, clone
+from stages import Stages
 
 pytestmark = pytest.mark.slow
 
@@ -62,7 +63,7 @@ def contents(project: Project, stage: str) -> dict[str, bytes]:
 
 
 def partial(project: Project) -> list[Path]:
-    return list(project.root.rglob("*.partial"))
+    return [*project.root.rglob("*.partial"), *project.root.rglob(".*.old")]
 
 
 def with_fault(project: Project, folder: Path, fault: str) -> Project:
@@ -134,23 +135,28 @@ def removed(project: Project, stage: str) -> None:
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
-@pytest.mark.timeout(1200)
+@pytest.fixture(scope="module")
+def stages(on_a_small_disk: Project, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stages]:
+    with Stages(on_a_small_disk.root, tmp_path_factory.mktemp("output")) as stages:
+        yield stages
+
+
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_disk_that_becomes_full_at_any_point(on_a_small_disk: Project, stage: str) -> None:
+def test_a_disk_that_becomes_full_at_any_point(on_a_small_disk: Project, stages: Stages, stage: str) -> None:
     project = on_a_small_disk
     whole = contents(project, stage)
     failed = 0
     for kibibytes in (0, *(4 * round(1.5**power) for power in range(20))):
         removed(project, stage)
         with fill_disk(project.root.parent, kibibytes * 1024):
-            process = project.start("python", f"stages/{stage}.py")
-            output, _ = process.communicate(timeout=300)
+            result = stages.run(stage, seconds=120)
+            output = result.output + result.errors
             assert contents(project, stage).items() <= whole.items()
             assert partial(project) == []
-        if process.returncode == 0:
+        if result.status == 0:
             break
         failed += 1
-        assert process.returncode == 1
+        assert result.status == 1
         assert "Traceback" not in output
         (line,) = [
             line

@@ -257,9 +257,9 @@ def test_headline_figures_are_those_of_the_files(project: Path, page: str) -> No
 def test_confusion_table_is_that_of_the_file(project: Path, page: str) -> None:
     with (project / "metrics" / "confusion_matrix.csv").open(encoding="utf-8", newline="") as file:
         expected = list(csv.reader(file))
-    shown = table_of(page, 'id="confusion"')
-    assert shown[0][1:] == expected[0][1:]
-    assert [[row[0], *(cell or "0" for cell in row[1:])] for row in shown[1:]] == expected[1:]
+    rows = table_of(page, 'id="confusion"')
+    assert rows[0][1:] == expected[0][1:]
+    assert [[row[0], *(cell or "0" for cell in row[1:])] for row in rows[1:]] == expected[1:]
 
 
 def test_every_score_of_a_class_is_in_the_table(project: Path, page: str) -> None:
@@ -320,10 +320,10 @@ def test_confused_pairs_are_the_most_frequent_ones(project: Path, page: str) -> 
         for name in CIFAR
         if name != row["actual"]
     }
-    shown = table_of(page, "<h3>Most confused</h3>")[1:]
+    rows = table_of(page, "<h3>Most confused</h3>")[1:]
     frequent = sorted(counts.values(), reverse=True, key=lambda value: value[0])[:10]
-    assert [int(row[1]) for row in shown] == [count for count, _ in frequent]
-    for pair, count, share, _ in shown:
+    assert [int(row[1]) for row in rows] == [count for count, _ in frequent]
+    for pair, count, share, _ in rows:
         actual, predicted = pair.split(" → ")
         assert (int(count), share) == (counts[actual, predicted][0], f"{counts[actual, predicted][1]:.1%}")
 
@@ -383,9 +383,9 @@ def hundred(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_hundred_classes_stay_below_three_megabytes(hundred: Path) -> None:
     page = (hundred / "report" / "index.html").read_text(encoding="utf-8")
-    shown = table_of(page, 'id="confusion"')
-    assert len(shown) == 101
-    assert shown[0][1:] == [row[0] for row in shown[1:]] == read_results(hundred).classes
+    rows = table_of(page, 'id="confusion"')
+    assert len(rows) == 101
+    assert rows[0][1:] == [row[0] for row in rows[1:]] == read_results(hundred).classes
     assert len(page) < 3e6
 
 
@@ -412,10 +412,10 @@ def test_durations_are_easy_to_read(seconds: float, words: str) -> None:
 
 
 def test_heat_shows_mistakes_beside_a_strong_diagonal() -> None:
-    shown = heat(np.array([[98, 2, 0], [1, 99, 0], [0, 0, 0]]))
-    assert shown[0].tolist() == [0.98, 1, 0]
-    assert shown[1].tolist() == [0.5, 0.99, 0]
-    assert shown[2].tolist() == [0, 0, 0]
+    rows = heat(np.array([[98, 2, 0], [1, 99, 0], [0, 0, 0]]))
+    assert rows[0].tolist() == [0.98, 1, 0]
+    assert rows[1].tolist() == [0.5, 0.99, 0]
+    assert rows[2].tolist() == [0, 0, 0]
 
 
 @pytest.mark.parametrize(
@@ -477,11 +477,11 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_browser_draws_all_and_asks_for_nothing(browser: Browser, name: str, request: pytest.FixtureRequest) -> None:
     root = request.getfixturevalue(name)
     for size in (PHONE, {"width": 1280, "height": 800}):
-        window, complaints = open_report(browser, root, viewport=size)
+        window, messages = open_report(browser, root, viewport=size)
         widths = window.eval_on_selector_all("img", "all => all.map(image => image.naturalWidth)")
         assert len(widths) > 40
         assert min(widths) > 0
-        assert complaints == []
+        assert messages == []
         window.eval_on_selector_all("details", "all => all.forEach(one => one.open = true)")
         assert window.evaluate("document.documentElement.scrollWidth") <= size["width"]
         window.close()

@@ -69,7 +69,7 @@ def compare_results(project: Project, expected: dict[str, str]) -> list[str]:
     problems = [f"{name} differs" for name in expected if hashes.get(name) != expected[name]]
     if "up to date" not in (status := project.run("dvc", "status")):
         problems.append(f"dvc status: {status}")
-    remaining = [*project.root.rglob("*.partial"), *project.root.glob("checkpoints/*")]
+    remaining = [*project.root.rglob("*.partial"), *project.root.rglob(".*.old"), *project.root.glob("checkpoints/*")]
     return problems + [f"{path.relative_to(project.root)} remains" for path in remaining]
 
 

@@ -1,5 +1,6 @@
 """The documentation names files, functions, headings and parameters that exist."""
 
+import importlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -73,6 +74,9 @@ def find_mistakes(text: str, folder: Path) -> list[str]:
             rf"(def|class) {name}\b|^\s*{name}\b", (ROOT / file).read_text(), re.M
         ):
             mistakes.append(f"symbol {symbol} in {file}")
+    for module, name in re.findall(r"^from (vision[\w.]*) import (\w+)$", text, re.M):
+        if not hasattr(importlib.import_module(module), name):
+            mistakes.append(f"import {module}.{name}")
     known = parameters()
     sections = {name.partition(".")[0] for name in known}
     named = set(OPTION.findall(text))
@@ -99,6 +103,7 @@ def test_a_page_names_only_what_exists(page: Path) -> None:
         ("```bash\npython tools/nothing.py\n```", "path tools/nothing.py"),
         ("`tests/unit/test_docs.py::test_nothing`", "test tests/unit/test_docs.py::test_nothing"),
         ("`nothing` in `stages/train.py`", "symbol nothing in stages/train.py"),
+        ("from vision.core.loop import nothing", "import vision.core.loop.nothing"),
         ("`train.nothing`", "parameter train.nothing"),
         ("`train.optimizer.nothing=1`", "parameter train.optimizer.nothing"),
         ("dvc exp run -S 'model.nothing=range(3)'", "parameter model.nothing"),

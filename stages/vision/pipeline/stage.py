@@ -1,7 +1,7 @@
 """How a stage starts, runs and ends: an expected error is one line and a non-zero exit status.
 
-A script calls `start_stage()` before its slow imports and `run_stage(main)` at its end. Importing this module changes
-nothing in the process.
+A script calls `start_stage()` before its slow imports and `run_stage(main)` at its end. Importing this module takes
+milliseconds, so packages are imported in the functions that need them, and it changes nothing in the process.
 """
 
 import atexit
@@ -17,9 +17,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import NoReturn
-
-import psutil
-from filelock import FileLock, Timeout
 
 from vision.pipeline.errors import UserError, error_message
 from vision.pipeline.paths import ROOT
@@ -72,11 +69,13 @@ def run_stage(main: Callable[[], None], resume_hint: str = "`dvc repro` starts t
 
 def peak_memory() -> float:
     """Return the peak resident memory of this process in MiB."""
+    if sys.platform == "linux" and (peak := re.search(r"VmHWM:\s*(\d+) kB", _STATUS.read_text())):
+        return int(peak[1]) / 2**10
+    import psutil
+
     memory = psutil.Process().memory_info()
     if hasattr(memory, "peak_wset"):  # Windows
         return memory.peak_wset / 2**20
-    if sys.platform == "linux" and (peak := re.search(r"VmHWM:\s*(\d+) kB", _STATUS.read_text())):
-        return int(peak[1]) / 2**10
     try:
         import resource
     except ImportError:
@@ -110,6 +109,8 @@ def _single_process(script: Path) -> Iterator[None]:
     if not script.is_file():  # python -c
         yield
         return
+    from filelock import FileLock, Timeout
+
     lock = FileLock(ROOT / ".dvc" / "tmp" / f"{script.stem}.lock", timeout=0, fallback_to_soft=False)
     try:
         Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)

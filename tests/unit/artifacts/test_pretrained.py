@@ -20,7 +20,7 @@ def network(classes: int, seed: int = 0, widths: tuple[int, ...] = (4, 8)) -> Cl
 
 
 @pytest.mark.parametrize("classes", [3, 5])
-def test_all_but_the_last_layer_and_the_normalisation_is_taken(tmp_path: Path, classes: int) -> None:
+def test_all_but_the_last_layer_and_the_normalization_is_taken(tmp_path: Path, classes: int) -> None:
     source, model = network(3, seed=1), network(classes)
     head, offset = model.head.weight.clone(), model.offset.clone()  # type: ignore[operator]
     torch.save(source.state_dict(), tmp_path / "model.pt")

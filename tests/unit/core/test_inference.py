@@ -2,11 +2,12 @@ import pytest
 import torch
 from torch import nn
 
-from vision.core.inference import Views, autocast, other_views, predict, predict_tta
+from vision.core.config import TTA, TTAConfig
+from vision.core.inference import autocast, count_extra_views, predict, predict_tta
 
 
 class Corner(nn.Module):
-    """Logits that show what was fed in: the top left and the top right pixel, and whether it is in training mode."""
+    """The logits are the top left and the top right pixel, and whether the model is in training mode."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         mode = torch.full((len(images),), float(self.training))
@@ -18,62 +19,63 @@ def images(count: int = 5) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5, 100])
-def test_batches_come_back_in_order_and_the_mode_is_restored(batch_size: int) -> None:
+def test_predict_keeps_the_order_and_restores_the_mode(batch_size: int) -> None:
     model = Corner().train()
-    seen: list[int] = []
-    logits = predict(model, images(), batch_size, torch.float32, on_batch=seen.append)
+    batch_sizes: list[int] = []
+    logits = predict(model, images(), batch_size, torch.float32, on_batch=batch_sizes.append)
     assert torch.equal(logits, Corner().eval()(images()))
-    assert sum(seen) == 5
-    assert max(seen) <= batch_size
+    assert sum(batch_sizes) == 5
+    assert max(batch_sizes) <= batch_size
     assert model.training
 
 
-class Doubting(Corner):
+class Unsure(Corner):
     """`Corner` with logits so small that no probability is rounded to 1."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return super().forward(images) / 100
 
 
-def all_views(views: Views, unsure: float = 1.0, seen: list[int] | None = None) -> torch.Tensor:
-    logits = predict(Doubting(), images(), 2, torch.float32)
-    seen = [] if seen is None else seen
-    return predict_tta(Doubting(), images(), logits, 2, torch.float32, views, unsure, seen.append)
+def predict_unsure(tta: TTA, fraction: float = 1.0, counts: list[int] | None = None) -> torch.Tensor:
+    logits = predict(Unsure(), images(), 2, torch.float32)
+    on_batch = [].append if counts is None else counts.append
+    return predict_tta(Unsure(), images(), logits, TTAConfig(2, torch.float32, tta, fraction), on_batch)
 
 
-def test_one_view_is_what_was_predicted() -> None:
-    assert torch.equal(all_views("one"), predict(Doubting(), images(), 2, torch.float32))
+def test_without_tta_the_logits_are_unchanged() -> None:
+    assert torch.equal(predict_unsure("none"), predict(Unsure(), images(), 2, torch.float32))
 
 
 def test_flip_averages_an_image_and_its_mirror_image() -> None:
-    logits = 100 * all_views("flip")
+    logits = 100 * predict_unsure("flip")
     both = (images()[:, 0, 0, 0].float() + images()[:, 0, -1, 0].float()) / 2
     assert torch.allclose(logits[:, 0], both)
     assert torch.allclose(logits[:, 1], both)
 
 
 def test_shift_gives_half_the_weight_to_the_unshifted_views() -> None:
-    logits = 100 * all_views("shift")
+    logits = 100 * predict_unsure("shift")
     pixels = images()[..., 0].float()
-    # The top left pixel as it is, shifted by (1, 1), where row 0 shows row 1 by reflection, and by (-1, -1).
+    # The top left pixel of the image, of the one shifted by (1, 1), whose row 0 reflects row 1, and by (-1, -1).
     left = 0.5 * pixels[:, 0, 0] + 0.25 * pixels[:, 1, 1] + 0.25 * pixels[:, 1, 1]
     right = 0.5 * pixels[:, 0, -1] + 0.25 * pixels[:, 1, -2] + 0.25 * pixels[:, 1, -2]
     assert torch.allclose(logits[:, 0], (left + right) / 2)
 
 
-@pytest.mark.parametrize("unsure", [0.0, 0.4, 1.0])
-@pytest.mark.parametrize("views", ["one", "flip", "shift"])
-def test_only_the_least_sure_images_are_looked_at_again(views: Views, unsure: float) -> None:
-    seen: list[int] = []
-    logits, one_view = all_views(views, unsure, seen), predict(Doubting(), images(), 2, torch.float32)
-    again = one_view.softmax(1).amax(1).argsort()[: round(5 * unsure)]
-    kept = [number for number in range(5) if number not in again.tolist()]
-    assert torch.equal(logits[kept], one_view[kept])
-    assert torch.allclose(logits[again], all_views(views)[again])
-    assert sum(seen) == other_views(5, views, unsure) == {"one": 0, "flip": 1, "shift": 5}[views] * len(again)
+@pytest.mark.parametrize("fraction", [0.0, 0.4, 1.0])
+@pytest.mark.parametrize("tta", ["none", "flip", "shift"])
+def test_only_images_with_the_lowest_confidence_get_more_views(tta: TTA, fraction: float) -> None:
+    counts: list[int] = []
+    logits, one_view = predict_unsure(tta, fraction, counts), predict(Unsure(), images(), 2, torch.float32)
+    selected = one_view.softmax(1).amax(1).argsort()[: round(5 * fraction)]
+    others = [i for i in range(5) if i not in selected.tolist()]
+    assert torch.equal(logits[others], one_view[others])
+    assert torch.allclose(logits[selected], predict_unsure(tta)[selected])
+    expected = {"none": 0, "flip": 1, "shift": 5}[tta] * len(selected)
+    assert sum(counts) == count_extra_views(5, TTAConfig(2, torch.float32, tta, fraction)) == expected
 
 
-def test_autocast_computes_in_the_dtype_asked_for() -> None:
+def test_autocast_computes_in_the_given_dtype() -> None:
     cpu, layer = torch.device("cpu"), nn.Linear(4, 4)
     with autocast(cpu, torch.bfloat16):
         assert layer(torch.ones(1, 4)).dtype == torch.bfloat16

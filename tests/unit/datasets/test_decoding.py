@@ -30,7 +30,7 @@ def saved(path: Path, pixels: np.ndarray | Image.Image, **options: Any) -> Path:
         ("jp2", "RGB"), ("avif", "RGB"), ("tif", "LAB"),
     ],
 )  # fmt: skip
-def test_every_kind_of_picture_becomes_rgb(suffix: str, mode: str, tmp_path: Path) -> None:
+def test_every_mode_becomes_rgb(suffix: str, mode: str, tmp_path: Path) -> None:
     picture = Image.fromarray(RAMP).convert(mode)
     decoded = decoding.decode(saved(tmp_path / f"a.{suffix}", picture))
     assert (decoded.mode, decoded.size) == ("RGB", (30, 20))
@@ -46,7 +46,7 @@ def test_sixteen_bits_are_brought_to_eight_and_not_cut_off(suffix: str, tmp_path
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
-def test_what_is_transparent_is_white(mode: str, tmp_path: Path) -> None:
+def test_transparent_pixels_become_white(mode: str, tmp_path: Path) -> None:
     pixels = np.zeros((8, 8, 4), np.uint8)
     pixels[:, 4:, 3] = 255
     if mode == "P":
@@ -61,9 +61,9 @@ def test_what_is_transparent_is_white(mode: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_pictures_are_turned_upright(orientation: int, tmp_path: Path) -> None:
+def test_exif_orientation_is_applied(orientation: int, tmp_path: Path) -> None:
     upright = Image.fromarray(RAMP)
-    # What a camera stores, held so that the reader has to do this to it.
+    # How a camera stores the image for each orientation.
     stored = {
         1: None, 2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
         5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_90, 7: Image.Transpose.TRANSVERSE,
@@ -78,7 +78,7 @@ def test_pictures_are_turned_upright(orientation: int, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "bmp", "tif", "gif", "ppm", "jp2", "avif"])
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.6])
-def test_a_picture_that_is_cut_off_is_refused(share: float, suffix: str, tmp_path: Path) -> None:
+def test_a_truncated_image_is_refused(share: float, suffix: str, tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     path = saved(tmp_path / f"a.{suffix}", noise)
     decoding.decode(path)
@@ -89,7 +89,7 @@ def test_a_picture_that_is_cut_off_is_refused(share: float, suffix: str, tmp_pat
 
 
 def huge_png(path: Path, width: int, height: int) -> Path:
-    """A file of some bytes that says it is a picture of so many pixels."""
+    """A file of some bytes whose header claims this many pixels."""
     chunks = (b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0), b"IDAT" + zlib.compress(b""))
     parts = (struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) for chunk in chunks)
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
@@ -100,7 +100,7 @@ def huge_png(path: Path, width: int, height: int) -> Path:
     ("width", "height", "says"),
     [
         (70_000, 10, "70,000 x 10 pixels, more than 65,535 on a side"),
-        (10_000, 10_000, "exceeds limit"),  # of which Pillow by itself would only warn
+        (10_000, 10_000, "exceeds limit"),  # Pillow alone only warns
         (60_000, 60_000, "exceeds limit"),
     ],
 )
@@ -138,9 +138,9 @@ def test_files_and_arrays_become_the_same_squares(
     np.testing.assert_array_equal(squares[0], squares[2])
 
 
-def test_the_centre_is_kept_and_shrunk_without_jaggies(tmp_path: Path) -> None:
+def test_the_center_is_cropped_and_resized_with_antialiasing(tmp_path: Path) -> None:
     wide = np.zeros((64, 192, 3), np.uint8)
-    wide[:, 64:128:2] = 255  # a grid too fine for the small picture: grey, not stripes
+    wide[:, 64:128:2] = 255  # a grid too fine for the small image: gray, not stripes
     wide[:, :64, 0] = wide[:, 128:, 2] = 255
     (square,) = decoding.load_images(wide[None], np.arange(1), 16)
     inner = square[:, 2:-2].astype(int)

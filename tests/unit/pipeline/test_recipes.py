@@ -41,13 +41,17 @@ def params_file(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.name)
-def test_a_recipe_sets_every_parameter_of_the_training_in_the_order_of_params_yaml(recipe: Path) -> None:
+def test_a_recipe_sets_every_parameter_that_the_trained_model_depends_on(recipe: Path) -> None:
     named = [word.partition("=")[0] for word in overrides(recipe)]
-    missing = [name for name in SET_BY_RECIPES if name not in named]
-    assert not missing, f"add to {recipe}, and to the other recipes: " + " ".join(f"-S {name}=..." for name in missing)
-    unknown = [name for name in named if name not in SET_BY_RECIPES]
-    assert not unknown, f"remove from {recipe}, or no longer leave it to the user: {unknown}"
-    assert named == SET_BY_RECIPES
+    missing = [
+        f"for recipe in recipes/*; do echo '-S {name}=...' >> $recipe; done"
+        for name in SET_BY_RECIPES
+        if name not in named
+    ]
+    assert not missing, "run, with the value of params.yaml:\n" + "\n".join(missing)
+    unknown = sorted(set(named) - set(SET_BY_RECIPES))
+    assert not unknown, f"{recipe} sets parameters that are left to the user: {unknown}"
+    assert len(set(named)) == len(named)
 
 
 def apply(path: Path, *words: str) -> Params:

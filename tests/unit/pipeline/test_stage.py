@@ -81,7 +81,7 @@ assert state() == before, [pair for pair in zip(before, state()) if pair[0] != p
 
 
 def test_the_peak_memory_is_known_without_the_resource_module() -> None:
-    code = "import psutil, sys; sys.modules['resource'] = None\n" + PRELUDE
+    code = "import sys; sys.modules['resource'] = None\n" + PRELUDE
     code += "before = peak_memory(); block = bytearray(300 * 2**20); del block; print(peak_memory() - before)"
     done = run(code)
     assert float(done.stdout) == pytest.approx(300, abs=30), done.stderr

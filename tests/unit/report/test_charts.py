@@ -71,10 +71,10 @@ def test_loss_curves_draw_both_splits_by_epoch() -> None:
     figure = charts.loss_curves(epochs, best_epoch=2)
     (axes,) = figure.axes
     assert (axes.get_title("left"), axes.get_xlabel(), axes.get_ylabel()) == ("Loss", "Epoch", "Cross-entropy (nats)")
-    train, val, kept = axes.get_lines()
+    train, val, best = axes.get_lines()
     assert np.array_equal(train.get_xydata(), [[1, 2.0], [2, 1.0], [3, 0.5]])
     assert np.array_equal(val.get_xydata(), [[1, 2.1], [2, 1.2], [3, 0.9]])
-    assert list(np.unique(kept.get_xdata())) == [2]
+    assert list(np.unique(best.get_xdata())) == [2]
     assert legend_of(figure) == ["Training", "Validation", "Kept weights: epoch 2"]
     assert (train.get_marker(), train.get_linestyle()) != (val.get_marker(), val.get_linestyle())
 

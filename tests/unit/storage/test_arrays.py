@@ -71,8 +71,8 @@ def test_changed_stats_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("short", [1, 10, 1000])
 def test_if_the_last_bytes_of_an_array_cannot_be_written_the_old_one_stays(tmp_path: Path, short: int) -> None:
     arrays.write_raw(tmp_path / "raw", split(100), split(3), ["cat", "dog"])
-    whole = (tmp_path / "raw/train_images.npy").stat().st_size
-    with pytest.raises(OSError, match="File too large") as caught, file_size_limit(whole - short):
+    size = (tmp_path / "raw/train_images.npy").stat().st_size
+    with pytest.raises(OSError, match="File too large") as caught, file_size_limit(size - short):
         arrays.write_raw(tmp_path / "raw", split(100), split(3), ["cat", "dog"])
     assert caught.value.filename == str(tmp_path / "raw")
     assert np.array_equal(arrays.read_raw(tmp_path / "raw")[0].images, split(100).images)

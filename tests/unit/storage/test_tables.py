@@ -43,7 +43,7 @@ TRAIN = {"best_epoch": 1, "epochs": 1, "stopped_early": False, "train_loss": 2.3
         RunRecord(
             mlflow=None,
             tensorboard="tensorboard/a",
-            environment=Environment(device="cpu", device_name="x", precision="fp32", versions={}, threads=2),  # type: ignore[call-arg]
+            environment=Environment(device="cpu", device_name="x", precision="fp32", versions={}, threads=2),
         ),
     ],
     ids=["train", "train without validation", "run"],
