@@ -141,7 +141,7 @@ class MlflowSink:
         self.spool.put({"dataset": "data/processed", "digest": digest, "source": source})
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None) -> None:  # noqa: D102
-        if step not in self.logged_epochs:
+        if "train/loss" not in metrics or step not in self.logged_epochs:
             values = {name: float(value) for name, value in metrics.items()}
             self.spool.put({"metrics": values, "time": _now(), "step": step})
 

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from vision.pipeline.paths import ROOT, main_root
 from vision.storage.atomic import atomic_write
@@ -78,7 +78,9 @@ class Spool:
             try:
                 with FileLock(self._lock_file, blocking=wait):
                     return self._publish_lines(_read_lines(self._file), seconds)
-            except OSError as error:  # of the disk, or filelock.Timeout
+            except Timeout:
+                return False
+            except OSError as error:
                 self.pause(f"{self.folder}: {error.strerror or error}", 0)
                 return False
 
@@ -200,6 +202,6 @@ def _list_spools() -> list[tuple[str, str, int]]:
 def _read_lines(file: Path) -> list[str]:
     """The lines of a file; none if another process has just published and deleted it."""
     try:
-        return [line for line in file.read_text(encoding="utf-8").splitlines() if line]
+        return [line for line in file.read_text(encoding="utf-8", errors="replace").splitlines() if line]
     except FileNotFoundError:
         return []

@@ -97,8 +97,10 @@ def connect(uri: str) -> "MlflowClient":
             with atomic_write(file) as partial:  # MLflow cannot use a half-created database
                 partial.unlink(missing_ok=True)
                 event.listen(Engine, "connect", _disable_fsync)
-                MlflowClient(f"{_SQLITE}{partial}")
-                event.remove(Engine, "connect", _disable_fsync)
+                try:
+                    MlflowClient(f"{_SQLITE}{partial}")
+                finally:
+                    event.remove(Engine, "connect", _disable_fsync)
     with contextlib.closing(sqlite3.connect(file, timeout=_lock_timeout)) as connection:
         connection.execute("BEGIN IMMEDIATE")  # fails if the file is damaged or locked
     _set_tracking_uri(uri)
@@ -205,9 +207,7 @@ def _is_forbidden(error: Exception) -> bool:
 def _user_error(uri: str, error: Exception) -> UserError:
     reason, file = format_reason(uri, error), sqlite_path(uri)
     if file is None:
-        named = os.environ.get("MLFLOW_TRACKING_URI") == uri
-        source = "MLFLOW_TRACKING_URI" if named else "metrics/run.json: tracking_uri"
-        problem = f"{source}={public_uri(uri)}: MLflow cannot connect ({reason})"
+        problem = f"MLFLOW_TRACKING_URI={public_uri(uri)}: MLflow cannot connect ({reason})"
         advice = _CREDENTIALS if _is_forbidden(error) else "start the server, correct the address"
     else:
         problem = f"{file}: MLflow cannot use this database ({reason})"

@@ -185,6 +185,35 @@ def test_the_model_carries_its_figures(store: Path) -> None:
     assert {metric.key: metric.value for metric in metrics} == {"best_epoch": 3, "test_accuracy": 0.75}
 
 
+def test_an_older_experiment_becomes_one_of_model_training(store: Path) -> None:
+    made = client(store).create_experiment("older")
+    assert store_module.get_experiment_id(client(store), "older") == made
+    assert client(store).get_experiment(made).tags[KIND] == "custom_model_development"
+
+
+EXPORT = """
+import os, sys, tempfile
+from pathlib import Path
+import numpy as np, torch
+from vision.tracking.model_export import export_model
+class Net(torch.nn.Module):
+    def forward(self, images):
+        return images.flatten(1)[:, :2].float().softmax(1)
+export_model(Path(sys.argv[1]), Net().eval(), np.zeros((2, 8, 8, 3), np.uint8), ["cat", "dog"])
+assert "TORCHINDUCTOR_CACHE_DIR" not in os.environ
+print(os.listdir(tempfile.gettempdir()))
+"""
+
+
+def test_an_export_leaves_nothing_in_the_temporary_folder(tmp_path: Path) -> None:
+    (tmp_path / "temporary").mkdir()
+    environment = os.environ | {"TMPDIR": str(tmp_path / "temporary")}
+    environment.pop("TORCHINDUCTOR_CACHE_DIR", None)
+    command = [sys.executable, "-c", EXPORT, str(tmp_path / "model")]
+    done = subprocess.run(command, cwd=ROOT / "stages", env=environment, capture_output=True, text=True)
+    assert done.stdout == "[]\n", done.stderr
+
+
 LOAD = """
 import sys, numpy as np, mlflow, torch
 mlflow.set_tracking_uri("sqlite:///mlflow.db")
@@ -563,22 +592,3 @@ def test_an_evaluation_whose_server_cannot_be_used_keeps_what_it_would_log(
     first, last = capfd.readouterr().err.splitlines()
     assert re.match(f"MLflow: {uri}: .*{reason}.*; records wait in {tmp_path}/unlogged/0000", first)
     assert re.match(f"MLflow: not logged yet: 1 record of run {'0' * 32} .{uri}: .*{reason}", last)
-
-
-def test_a_database_that_fails_during_training_does_not_end_it(
-    created: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    at(monkeypatch, tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    shutil.copy(created / "mlflow.db", tmp_path)
-    with mlflow_run.training_run(params(), STATS) as run:
-        with sqlite3.connect(tmp_path / "mlflow.db") as connection:
-            connection.execute("ALTER TABLE metrics RENAME TO away")
-        run.log_epoch(ROW)
-    assert "no such table: metrics; records wait in" in capfd.readouterr().err
-    with sqlite3.connect(tmp_path / "mlflow.db") as connection:
-        connection.execute("ALTER TABLE away RENAME TO metrics")
-    with mlflow_run.resumed_run(ON, run.record):
-        pass
-    found = stored(tmp_path, run.record)
-    assert (found.info.status, found.data.metrics["train/loss"]) == ("FINISHED", 2.0)
