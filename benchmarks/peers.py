@@ -154,7 +154,6 @@ def _minimal_torchvision() -> dict[str, types.ModuleType]:
 
 def _count_flops(network: torch.nn.Module) -> float:
     """Count approximately: the whitening layer's bias, trained in the first steps only, is counted in all steps."""
-
     from vision.core.flops import training_flops
 
     return training_flops(network.float(), torch.zeros(1, 3, 32, 32))
