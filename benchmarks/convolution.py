@@ -1,10 +1,10 @@
-"""A step's convolutions with the images of small feature maps side by side, and one by one, in turn on one machine.
+"""Compare the AMX convolution with PyTorch's, in turn on one machine.
 
-    python benchmarks/convolution.py           # maps alone, then whole training steps: five minutes
+    python benchmarks/convolution.py           # single layers, then training steps of networks: five minutes
 
-Forwards and backwards in bf16, random images. Of the ratios, side by side / one by one, of all rounds the median is
-told, the lowest and the highest: below 1 side by side is faster. Needs a processor with AMX: on others training takes
-them one by one. Other programs on the machine spoil it.
+Forward and backward passes in bf16 on random images. The ratios are AMX convolution / PyTorch: median, lowest and
+highest of all rounds; below 1 the AMX convolution is faster. It is meant for CPUs with AMX; on others, training uses
+PyTorch's. Other programs on the machine distort the result.
 """
 
 import argparse
@@ -22,8 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vision.core.amx_convolution import SideBySide
-from vision.core.device import keep_freed_memory
+from vision.core.amx_convolution import AMXConvolutionMode
+from vision.core.device import cpu_capabilities, keep_freed_memory
 from vision.core.inference import autocast
 from vision.core.models import classifier
 
@@ -35,54 +35,56 @@ NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
     "resnet18": ("resnet18", {"stem": "small"}),
 }
 Pass = Callable[[AbstractContextManager[object]], None]
+"""A forward and backward pass, whose convolutions are computed in the given context."""
 
 
-def of_map(channels: int, side: int, count: int) -> Pass:
-    """A convolution alone, with gradients of its filters and its input."""
+def make_layer_pass(channels: int, side: int, count: int) -> Pass:
+    """Return a pass of a single convolution, with the gradients of its weight and of its input."""
     layer = nn.Conv2d(channels, channels, 3, padding=1, bias=False).to(memory_format=torch.channels_last)
     shape = count, channels, side, side
-    features, gradient = (
+    features, grad_output = (
         torch.randn(shape, dtype=torch.bfloat16).to(memory_format=torch.channels_last) for _ in range(2)
     )
     features.requires_grad_()
 
-    def once(way: AbstractContextManager[object]) -> None:
-        with autocast(CPU, torch.bfloat16), way:
-            made = layer(features)
-        made.backward(gradient)
+    def run(context: AbstractContextManager[object]) -> None:
+        with autocast(CPU, torch.bfloat16), context:
+            output = layer(features)
+        output.backward(grad_output)
 
-    return once
+    return run
 
 
-def of_network(name: str, side: int, count: int) -> Pass:
-    """A whole network, without its optimiser."""
-    kind, options = NETWORKS[name]
-    model = classifier.build(kind, options, [side, side, 3], 10, [0.5] * 3, [0.25] * 3).train()
+def make_network_pass(name: str, side: int, count: int) -> Pass:
+    """Return a pass of a whole network, without its optimizer."""
+    network, options = NETWORKS[name]
+    inputs = classifier.InputSpec([side, side, 3], [0.5] * 3, [0.25] * 3)
+    model = classifier.build(network, options, inputs, 10).train()
     images = torch.randint(0, 256, (count, side, side, 3), dtype=torch.uint8)
     labels = torch.randint(0, 10, (count,))
     model.initialize_from(images)
 
-    def once(way: AbstractContextManager[object]) -> None:
-        with autocast(CPU, torch.bfloat16), way:
+    def run(context: AbstractContextManager[object]) -> None:
+        with autocast(CPU, torch.bfloat16), context:
             logits = model(images)
         F.cross_entropy(logits, labels).backward()
 
-    return once
+    return run
 
 
-def row(name: str, once: Pass, rounds: int) -> str:
-    """A row of the table: medians of both ways, and of their ratios."""
-    ways: dict[str, AbstractContextManager[object]] = {"one by one": nullcontext(), "side by side": SideBySide()}
-    times: dict[str, list[float]] = {way: [] for way in ways}
+def format_row(name: str, run: Pass, rounds: int) -> str:
+    """Time a pass in both ways, in turn, and return a row of the table."""
+    contexts: list[AbstractContextManager[object]] = [nullcontext(), AMXConvolutionMode()]
+    times: list[list[float]] = [[], []]
     for _ in range(rounds + 2):
-        for way, context in ways.items():
-            started = time.perf_counter()
-            once(context)
-            times[way].append(time.perf_counter() - started)
-    alone, together = (found[2:] for found in times.values())  # the first two warm up
-    ratios = [b / a for a, b in zip(alone, together, strict=True)]
+        for context, seconds in zip(contexts, times, strict=True):
+            start = time.perf_counter()
+            run(context)
+            seconds.append(time.perf_counter() - start)
+    pytorch, amx = (seconds[2:] for seconds in times)  # the first two rounds are warm-up
+    ratios = [b / a for a, b in zip(pytorch, amx, strict=True)]
     return (
-        f"| {name} | {1e3 * statistics.median(alone):.1f} | {1e3 * statistics.median(together):.1f} "
+        f"| {name} | {1e3 * statistics.median(pytorch):.1f} | {1e3 * statistics.median(amx):.1f} "
         f"| {statistics.median(ratios):.2f} | {min(ratios):.2f}, {max(ratios):.2f} |"
     )
 
@@ -91,20 +93,20 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--images", type=int, default=500, help="images a step")
+    parser.add_argument("--images", type=int, default=500, help="images per step")
     options = parser.parse_args()
-    if not torch.cpu.get_capabilities().get("amx_bf16", False):
-        print("This processor has no AMX: training takes the images one by one here.", file=sys.stderr)
+    if not cpu_capabilities().get("amx_bf16", False):
+        print("This CPU has no AMX: training uses PyTorch's convolution here.", file=sys.stderr)
     keep_freed_memory()
     torch.manual_seed(0)
-    print(f"| {options.images} images | one by one, ms | side by side, ms | ratio | from, to |\n|---|---|---|---|---|")
+    print(f"| {options.images} images | PyTorch, ms | AMX convolution, ms | ratio | from, to |\n|---|---|---|---|---|")
     for channels, side in MAPS:
-        once = of_map(channels, side, options.images)
-        print(row(f"{channels} channels, {side}x{side}", once, options.rounds), flush=True)
+        run = make_layer_pass(channels, side, options.images)
+        print(format_row(f"{channels} channels, {side}x{side}", run, options.rounds), flush=True)
     for name in NETWORKS:
         for side in (20, 26, 32):
-            once = of_network(name, side, options.images)
-            print(row(f"{name}, {side}x{side}", once, options.rounds), flush=True)
+            run = make_network_pass(name, side, options.images)
+            print(format_row(f"{name}, {side}x{side}", run, options.rounds), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,13 @@
-"""What a run of the pipeline costs beside training: seconds of DVC's commands, by stage and by cause.
+"""Measure what a run of the pipeline costs besides training: seconds of DVC's commands, by stage and by cause.
 
-    python benchmarks/overhead.py                      # 3 rounds on CIFAR-10, out of the user's cache of downloads
-    python benchmarks/overhead.py --beside ../before   # another checkout too, in turn
+    python benchmarks/overhead.py                      # 3 rounds on CIFAR-10, from the user's download cache
+    python benchmarks/overhead.py --compare ../before  # another checkout too, in turn
 
-Each round clones the checkout and runs it, with MLflow and without. The clone takes all of CIFAR-10 through all five
-stages; only the training is small: 8 filters, one epoch of nine steps, images of 8x8 pixels. Its stages run under a
-clock that is wrapped around them here: it follows imports, the calls of `vision.tracking` and `fit.fit`, and gives each
-moment to the innermost of them.
+Each round clones the checkout and runs it, with and without MLflow. The clone runs all five stages on all of CIFAR-10.
+Only the training is small: 8 filters, one epoch of nine steps, images of 8x8 pixels. Each stage runs under a clock. It
+observes imports, calls of `vision.tracking` and `loop.fit`, and assigns time to the innermost of them.
 
-Figures are medians: seconds that passed, and in brackets seconds of the CPU, which say more on a busy machine.
+The figures are medians: wall-clock seconds, and CPU seconds in parentheses, which say more on a busy machine.
 """
 
 import argparse
@@ -36,14 +35,14 @@ from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 
-START, IMPORTS, TRAINING, WORK = "start of Python", "imports", "training", "its own work"
+START, IMPORTS, TRAINING, WORK = "start of Python", "imports", "training", "own work"
 M_IMPORTS, M_RUN, M_MODEL = "MLflow: imports", "MLflow: open and close the run", "MLflow: export the model"
-M_REGISTRY, M_LOG = "MLflow: registry", "MLflow: log all else"
+M_REGISTRY, M_LOG = "MLflow: registry", "MLflow: log everything else"
 CAUSES = [START, IMPORTS, M_IMPORTS, M_RUN, M_LOG, M_MODEL, M_REGISTRY, WORK, TRAINING]
 STAGES = ["download", "preprocess", "train", "evaluate", "report"]
 SMALL = {
     "model.convnet": {"widths": [8], "depth": 1},
-    "train": {"epochs": 1, "batch_size": 5000, "image_scales": [0.25], "image_shares": [1.0]},
+    "train": {"epochs": 1, "batch_size": 5000, "progressive_resizing": [0.25], "hard_example_fraction": [1.0]},
     "search": {"trials": 1},
 }
 COMMANDS = {
@@ -61,28 +60,28 @@ COMMANDS = {
 
 
 class Cost(NamedTuple):
-    """Seconds that passed, and seconds of the CPU."""
+    """Wall-clock and CPU seconds."""
 
     wall: float = 0.0
     cpu: float = 0.0
 
     def plus(self, other: "Cost", sign: int = 1) -> "Cost":
-        """The sum, or with -1 the difference."""
+        """Return the sum, or the difference if `sign` is -1."""
         return Cost(self.wall + sign * other.wall, self.cpu + sign * other.cpu)
 
 
 class Clock:
-    """Gives each moment of this process's main thread to one cause, the innermost that is going on."""
+    """Assigns the time of this process's main thread to causes, each moment to the innermost one."""
 
     def __init__(self) -> None:
-        """Begin with the process's own work; until now Python has started and imported this file."""
+        """Start with the cause WORK. The time so far, of starting Python and importing this file, is that of START."""
         self.cause = WORK
         self._since = self._now()
         self.spent: dict[str, Cost] = defaultdict(Cost, {START: Cost(self._since.cpu, self._since.cpu)})
 
     @contextmanager
     def during(self, cause: str) -> Iterator[None]:
-        """The block is due to `cause`, but for what is due to another inside it."""
+        """Assign the time of the block to `cause`, except for that of causes inside it."""
         outer = self.cause
         self.switch(cause)
         try:
@@ -91,13 +90,13 @@ class Clock:
             self.switch(outer)
 
     def switch(self, cause: str) -> None:
-        """What follows is due to `cause`."""
+        """Assign the time from now on to `cause`."""
         now = self._now()
         self.spent[self.cause] = self.spent[self.cause].plus(now).plus(self._since, -1)
         self.cause, self._since = cause, now
 
     def around(self, function: Callable[..., Any], cause: str) -> Callable[..., Any]:
-        """The same function, its calls due to `cause`."""
+        """Return the function with its calls assigned to `cause`."""
 
         @functools.wraps(function)
         def timed(*arguments: Any, **options: Any) -> Any:
@@ -112,7 +111,7 @@ class Clock:
 
 
 def run_stage(script: str, into: Path) -> None:
-    """Run a stage's script under a clock; what it says is written below `into` when the process ends."""
+    """Run a stage's script under a clock; write the times to a file in `into` when the process ends."""
     clock = Clock()
     stage = Path(script).stem
 
@@ -120,7 +119,7 @@ def run_stage(script: str, into: Path) -> None:
         clock.switch(WORK)
         into.joinpath(f"{stage}.json").write_text(json.dumps(clock.spent))
 
-    atexit.register(write)  # the first to be registered is the last to be called
+    atexit.register(write)  # registered first, so called last
     follow(clock)
     sys.argv = [script]
     sys.path[0] = str(Path(script).resolve().parent)
@@ -128,41 +127,41 @@ def run_stage(script: str, into: Path) -> None:
 
 
 def follow(clock: Clock) -> None:
-    """Have the clock told of imports, and of what `vision.tracking` and `vision.fit` do once they are imported."""
-    plain = builtins.__import__
-    waiting: dict[str, Callable[[Any, Clock], None]] = {
+    """Assign imports, and calls of `vision.tracking` and `vision.core.loop` once these are imported."""
+    original_import = builtins.__import__
+    pending: dict[str, Callable[[Any, Clock], None]] = {
         "vision.tracking.mlflow_run": follow_runs,
         "vision.core.loop": follow_training,
     }
 
     def timed(*arguments: Any, **options: Any) -> Any:
         if clock.cause in (IMPORTS, M_IMPORTS) or threading.current_thread() is not threading.main_thread():
-            return plain(*arguments, **options)
+            return original_import(*arguments, **options)
         with clock.during(M_IMPORTS if clock.cause.startswith("MLflow") else IMPORTS):
-            module = plain(*arguments, **options)
-        for name in waiting.keys() & sys.modules.keys():
-            waiting.pop(name)(sys.modules[name], clock)
+            module = original_import(*arguments, **options)
+        for name in pending.keys() & sys.modules.keys():
+            pending.pop(name)(sys.modules[name], clock)
         return module
 
     builtins.__import__ = timed
 
 
-def follow_training(fit: Any, clock: Clock) -> None:
-    """Have the clock told of training."""
-    fit.fit = clock.around(fit.fit, TRAINING)
+def follow_training(loop: Any, clock: Clock) -> None:
+    """Assign the calls of `fit` to TRAINING."""
+    loop.fit = clock.around(loop.fit, TRAINING)
 
 
 def follow_runs(tracking: Any, clock: Clock) -> None:
-    """Have the clock told of runs that are opened and closed, and of all that is told to them."""
+    """Assign opening and closing of runs, and the calls of their methods, to the causes of MLflow."""
 
     def timed(opening: Callable[..., AbstractContextManager[Any]]) -> Callable[..., AbstractContextManager[Any]]:
         @contextmanager
         def timed_opening(*arguments: Any, **options: Any) -> Iterator[Any]:
             with clock.during(M_RUN), opening(*arguments, **options) as run, clock.during(WORK):
-                special = {"log_model": M_MODEL, "register_model": M_REGISTRY}
+                causes = {"log_model": M_MODEL, "register_model": M_REGISTRY}
                 for name in dir(run):
                     if not name.startswith("_") and callable(method := getattr(run, name)):
-                        setattr(run, name, clock.around(method, special.get(name, M_LOG)))
+                        setattr(run, name, clock.around(method, causes.get(name, M_LOG)))
                 yield run
 
         return timed_opening
@@ -172,11 +171,11 @@ def follow_runs(tracking: Any, clock: Clock) -> None:
 
 
 class Clone:
-    """A copy of a checkout with its own history and cache, whose stages run under a clock."""
+    """A copy of a checkout with its own Git history and cache, whose stages run under a clock."""
 
     def __init__(self, checkout: Path, folder: Path, tracking: bool) -> None:
-        """Copy what Git tracks, or would, into `folder`."""
-        import yaml  # not in a stage's process
+        """Copy the files that Git tracks, or would track, to `folder`."""
+        import yaml  # here, because a stage's process does not need it
 
         self.root = folder / "project"
         self.clocks = folder / "clocks"
@@ -191,7 +190,7 @@ class Clone:
         for path, values in {**SMALL, "tracking": {"enabled": tracking}}.items():
             if path not in params and "." not in path:
                 continue  # an older checkout
-            section = functools.reduce(lambda place, key: place[key], path.split("."), params)
+            section = functools.reduce(lambda section, key: section[key], path.split("."), params)
             section |= values
         (self.root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
         pipeline = self.root / "dvc.yaml"
@@ -201,16 +200,15 @@ class Clone:
         self.commit()
 
     def commit(self) -> None:
-        """Commit what has changed."""
+        """Commit all changes."""
         self.run("git", "add", "--all")
         self.run("git", "commit", "--quiet", "--allow-empty", "--message=benchmark")
 
     def run(self, *command: str) -> tuple[Cost, dict[str, dict[str, Cost]]]:
-        """Run a command: what it cost in all, and what each stage that ran cost by cause."""
+        """Run a command; return its total cost, and the cost of each stage by cause."""
         shutil.rmtree(self.clocks, ignore_errors=True)
         self.clocks.mkdir()
-        # Python would otherwise compile again, in each process, whatever was not imported when it was still allowed to
-        # keep what it compiled.
+        # Without compiled files, Python would compile every module again in each process.
         left_out = ("DVC_", "MLFLOW_", "PYTHONDONTWRITEBYTECODE")
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(left_out)}
         person = {f"GIT_{who}_{what}": "benchmark" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
@@ -227,7 +225,7 @@ class Clone:
 
 
 def cpu_of_children() -> float:
-    """Seconds of the CPU that processes took which this one started and which have ended."""
+    """Return the CPU seconds of child processes that have ended."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
@@ -236,8 +234,8 @@ def measured(checkout: Path, tracking: bool, commands: dict[str, list[str]]) -> 
     """Run the commands in a new clone.
 
     Returns:
-        By (command,) what it cost; by (command, "training") how much of it was training; by (command, "DVC") what was
-        DVC's share, the ends of the stages' processes included; by (command, stage, cause) all else.
+        The cost of a command by (command,); of its training by (command, "training"); of DVC, including the ends of the
+        stages' processes, by (command, "DVC"); and everything else by (command, stage, cause).
     """
     found: dict[tuple[str, ...], Cost] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -245,50 +243,50 @@ def measured(checkout: Path, tracking: bool, commands: dict[str, list[str]]) -> 
         for title, command in commands.items():
             if "search.py" in title and not (clone.root / "tools/search.py").is_file():
                 continue  # an older checkout
-            in_all, stages = clone.run(*command)
+            total, stages = clone.run(*command)
             clone.commit()
             everything = [cost for causes in stages.values() for cost in causes.values()]
-            found[(title,)] = in_all
+            found[(title,)] = total
             found[title, "training"] = stages.get("train", {}).get(TRAINING, Cost())
-            found[title, "DVC"] = functools.reduce(lambda left, cost: left.plus(cost, -1), everything, in_all)
+            found[title, "DVC"] = functools.reduce(lambda remaining, cost: remaining.plus(cost, -1), everything, total)
             for stage, causes in stages.items():
                 found |= {(title, stage, cause): cost for cause, cost in causes.items()}
     return found
 
 
 def cell(costs: list[Cost]) -> str:
-    """The medians."""
+    """Return the medians."""
     wall, cpu = (statistics.median(column) for column in zip(*costs, strict=True))
     return f"{wall:.2f} ({cpu:.2f})"
 
 
-def beside_training(found: dict[tuple[str, ...], Cost], title: str) -> Cost:
-    """What a command cost without the training."""
+def without_training(found: dict[tuple[str, ...], Cost], title: str) -> Cost:
+    """Return the cost of a command without training."""
     return found[(title,)].plus(found[title, "training"], -1)
 
 
 def print_commands(rounds: list[dict[tuple[str, ...], Cost]]) -> None:
-    """The table of commands."""
-    print("| command | in all | of it training | of it DVC | without training | from, to |")
+    """Print the table of commands."""
+    print("| command | total | training | DVC | without training | from, to |")
     print("|---|---|---|---|---|---|")
     for title in (key[0] for key in rounds[0] if len(key) == 1):
-        rest = [beside_training(found, title) for found in rounds]
+        rest = [without_training(found, title) for found in rounds]
         spread = f"{min(rest).wall:.1f}, {max(rest).wall:.1f}"
         cells = [cell([found[key] for found in rounds]) for key in ((title,), (title, "training"), (title, "DVC"))]
         print(f"| {' | '.join([title, *cells, cell(rest), spread])} |")
 
 
 def print_causes(rounds: list[dict[tuple[str, ...], Cost]]) -> None:
-    """The table of `dvc repro` from scratch, by stage and cause."""
+    """Print the table of `dvc repro` from scratch, by stage and cause."""
     title = next(iter(COMMANDS))
 
     def total(found: dict[tuple[str, ...], Cost], stages: list[str], causes: list[str]) -> Cost:
         costs = [found.get((title, stage, cause), Cost()) for stage in stages for cause in causes]
         return functools.reduce(Cost.plus, costs)
 
-    print(f"| cause | {' | '.join(STAGES)} | in all |")
+    print(f"| cause | {' | '.join(STAGES)} | total |")
     print(f"|---|{'---|' * (len(STAGES) + 1)}")
-    for name, causes in {**{cause: [cause] for cause in CAUSES}, "all of these": CAUSES}.items():
+    for name, causes in {**{cause: [cause] for cause in CAUSES}, "total": CAUSES}.items():
         columns = [*([stage] for stage in STAGES), STAGES]
         cells = [cell([total(found, stages, causes) for found in rounds]) for stages in columns]
         print(f"| {name} | {' | '.join(cells).replace('0.00 (0.00)', '')} |")
@@ -300,8 +298,8 @@ def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--beside", type=Path, help="another checkout, measured in turn", metavar="PATH")
-    parser.add_argument("--scratch", action="store_true", help="measure `dvc repro` from scratch alone")
+    parser.add_argument("--compare", type=Path, help="another checkout, measured in turn", metavar="PATH")
+    parser.add_argument("--scratch", action="store_true", help="measure only `dvc repro` from scratch")
     parser.add_argument("--stage", help=argparse.SUPPRESS)
     parser.add_argument("--into", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -310,8 +308,8 @@ def main() -> None:
         return
     if options.rounds < 1:
         sys.exit("overhead.py: --rounds must be at least 1")
-    if options.beside and not (options.beside / "dvc.yaml").is_file():
-        sys.exit(f"overhead.py: --beside {options.beside}: no dvc.yaml there; name a checkout of this project")
+    if options.compare and not (options.compare / "dvc.yaml").is_file():
+        sys.exit(f"overhead.py: --compare {options.compare}: no dvc.yaml there; give a checkout of this project")
 
     scratch = dict(list(COMMANDS.items())[:1])
     commands = scratch if options.scratch else COMMANDS
@@ -319,26 +317,26 @@ def main() -> None:
         "this checkout": lambda: measured(ROOT, True, commands),
         "this checkout, tracking.enabled=false": lambda: measured(ROOT, False, scratch),
     }
-    if options.beside:
-        variants["the other checkout"] = lambda: measured(options.beside.resolve(), True, commands)
+    if options.compare:
+        variants["the other checkout"] = lambda: measured(options.compare.resolve(), True, commands)
     measured(ROOT, True, scratch)  # compiles what is imported, fills the system's cache of files
     results: dict[str, list[dict[tuple[str, ...], Cost]]] = {name: [] for name in variants}
     for _ in range(options.rounds):
         for name, measure in variants.items():
             results[name].append(measure())
 
-    print(f"Medians of {options.rounds} rounds, in turn: seconds, and seconds of the CPU in brackets.")
+    print(f"Medians of {options.rounds} rounds, in turn: wall-clock seconds (CPU seconds).")
     for name, rounds in results.items():
         print(f"\n{name}\n")
         print_commands(rounds)
         if name != "this checkout, tracking.enabled=false":
             print()
             print_causes(rounds)
-    if options.beside:
+    if options.compare:
         print()
         for title in (title for title in commands if (title,) in results["the other checkout"][0]):
             pairs = zip(results["this checkout"], results["the other checkout"], strict=True)
-            both = [(beside_training(ours, title), beside_training(theirs, title)) for ours, theirs in pairs]
+            both = [(without_training(ours, title), without_training(theirs, title)) for ours, theirs in pairs]
             ratios = [[here / there for here, there in zip(*costs, strict=True)] for costs in both]
             wall, cpu = (statistics.median(column) for column in zip(*ratios, strict=True))
             print(f"{title}, this checkout / the other one, without training: {wall:.2f} ({cpu:.2f})")

@@ -1,8 +1,8 @@
-"""Other people's CIFAR-10 speed records, run from their own checkouts: one script of theirs, adapted as it is loaded.
+"""Run the scripts of other CIFAR-10 speed records from their checkouts.
 
-On CUDA a script runs as it stands. For a CPU its source is changed in a temporary copy: bf16 in place of half
-precision (so their weights, kept in half precision, have three bits less), a clock in place of CUDA events, no
-compilation, no pinned memory. Their hyper-parameters stay as they are.
+On CUDA a script runs unchanged. For a CPU its source is changed in a temporary copy: bfloat16 instead of half precision
+(so their weights have three bits less), a clock instead of CUDA events, no compilation, no pinned memory. The
+hyperparameters are unchanged.
 """
 
 import importlib.util
@@ -36,24 +36,24 @@ FOR_CPU = [
 
 
 class Clock:
-    """Stands in for torch.cuda.Event."""
+    """A replacement of torch.cuda.Event on a CPU."""
 
     def record(self) -> None:
-        """Note the time."""
+        """Record the time."""
         self.seconds = time.perf_counter()
 
     def elapsed_time(self, later: "Clock") -> float:
-        """Milliseconds between the two records."""
+        """Return the milliseconds until `later`."""
         return 1e3 * (later.seconds - self.seconds)
 
 
-def runs(
+def iter_runs(
     name: str, checkout: Path, data: dict[str, np.ndarray], device: torch.device, repeats: int, seed: int
 ) -> Iterator[dict[str, float]]:
-    """Run a peer's training `repeats` times, seeded from `seed` on, after a warm-up on CUDA, where it compiles.
+    """Run a peer's training `repeats` times, with the seeds from `seed` on, after a warm-up on CUDA, where it compiles.
 
-    `seconds` are what the script itself counts: whitening, training and test-time augmentation, not the reading of
-    the data; `warm_up` are all those of the warm-up.
+    `seconds` are those that the script counts: whitening, training and test-time augmentation, without reading the
+    data. `warm_up` is the duration of the warm-up in seconds.
     """
     script = checkout / SCRIPTS[name]
     source = script.read_text()
@@ -68,20 +68,22 @@ def runs(
             torch.save({"images": images, "labels": labels.long(), "classes": []}, f"cifar10/{split}.pt")
         Path("peer.py").write_text(source)
         sys.argv[0] = "peer.py"  # the scripts read themselves
-        peer = _imported(Path("peer.py"))
-        told: dict[str, Any] = {}
-        train, shown_a_step, flops = _of_two_nets(peer, device) if name == "airbench96" else _of_one_net(peer, device)
+        peer = _import_script(Path("peer.py"))
+        result: dict[str, Any] = {}
+        train, images_per_step, flops = (
+            _prepare_two_nets(peer, device) if name == "airbench96" else _prepare_one_net(peer, device)
+        )
 
-        def tell(variables: dict[str, Any], is_final_entry: bool) -> None:
+        def record(variables: dict[str, Any], is_final_entry: bool) -> None:
             steps, seconds = (next(variables[key] for key in keys if key in variables) for keys in (STEPS, SECONDS))
-            told.update(
+            result.update(
                 one_view=variables["val_acc"],
-                predict_tta=variables.get("tta_val_acc"),
+                tta=variables.get("tta_val_acc"),
                 seconds=seconds,
-                images=steps * shown_a_step(variables),
+                images=steps * images_per_step(variables),
             )
 
-        peer.print_training_details = tell
+        peer.print_training_details = record
         started = time.perf_counter()
         if device.type == "cuda":
             train("warmup")
@@ -91,39 +93,39 @@ def runs(
             torch.manual_seed(seed + run)
             random.seed(seed + run)
             train(run)
-            yield {**told, "warm_up": warm_up, "flops": flops * told["images"]}
+            yield {**result, "warm_up": warm_up, "flops": flops * result["images"]}
 
 
 STEPS, SECONDS = ("step", "current_steps"), ("time_seconds", "total_time_seconds")
 Peer = tuple[Callable[[int | str], object], Callable[[dict[str, Any]], int], float]
-"""How a script trains, how many images a step learns from (told the script's variables), the arithmetic of an image."""
+"""A function that trains, the images per step (a function of the script's variables), and the operations per image."""
 
 
-def _of_one_net(peer: Any, device: torch.device) -> Peer:
-    flops = _flops(peer.CifarNet())
+def _prepare_one_net(peer: Any, device: torch.device) -> Peer:
+    flops = _count_flops(peer.CifarNet())
     model = peer.CifarNet().to(device).to(memory_format=torch.channels_last)
     if device.type == "cuda":
         model.compile(mode="max-autotune")
     return lambda run: peer.main(run, model), lambda variables: variables["train_loader"].batch_size, flops
 
 
-def _of_two_nets(peer: Any, device: torch.device) -> Peer:
-    """A small net chooses the half of each batch that the large one learns from; the small one's work is not counted.
+def _prepare_two_nets(peer: Any, device: torch.device) -> Peer:
+    """A small network selects the half of each batch that the large one is trained on. Its operations are not counted.
 
-    The large one is there twice: with a bias in its first layer that learns, and with one that does not any more.
+    The large one exists twice: with a trainable bias in the first layer, and with a frozen one.
     """
     options: dict[str, Any] = {"mode": "max-autotune"} if device.type == "cuda" else {"backend": "eager"}
     nets = [peer.make_net(peer.hyp[size]) for size in ("proxy", "net", "net")]
     for net in (nets[0], nets[2]):
         net[0].bias.requires_grad = False
-    flops = _flops(peer.make_net(peer.hyp["net"]).to("cpu"))
+    flops = _count_flops(peer.make_net(peer.hyp["net"]).to("cpu"))
     compiled = [torch.compile(net, **options) for net in nets]
     return lambda run: peer.main(run, peer.hyp, *compiled), lambda variables: len(variables["inputs"]), flops
 
 
-def _imported(path: Path) -> Any:
+def _import_script(path: Path) -> Any:
     if importlib.util.find_spec("torchvision") is None:
-        sys.modules.update(_torchvision())
+        sys.modules.update(_minimal_torchvision())
     spec = importlib.util.spec_from_file_location("peer", path)
     assert spec is not None
     assert spec.loader is not None
@@ -134,8 +136,8 @@ def _imported(path: Path) -> Any:
     return module
 
 
-def _torchvision() -> dict[str, types.ModuleType]:
-    """The one thing of torchvision that the scripts use, for machines without it."""
+def _minimal_torchvision() -> dict[str, types.ModuleType]:
+    """Replace the only class of torchvision that the scripts use, on machines without torchvision."""
 
     class Normalize:
         def __init__(self, mean: Tensor, std: Tensor) -> None:
@@ -150,8 +152,8 @@ def _torchvision() -> dict[str, types.ModuleType]:
     return {"torchvision": package, "torchvision.transforms": transforms}
 
 
-def _flops(network: torch.nn.Module) -> float:
-    """About: the bias of the whitening layer, which they train in the first steps alone, is counted in all."""
+def _count_flops(network: torch.nn.Module) -> float:
+    """Count approximately: the whitening layer's bias, trained in the first steps only, is counted in all steps."""
     from vision.core.flops import training_flops
 
     return training_flops(network.float(), torch.zeros(1, 3, 32, 32))

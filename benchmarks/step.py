@@ -1,10 +1,10 @@
-"""One training step of the default network: how long it takes, where the time goes, what keeping freed memory saves.
+"""Time one training step of the default network, with and without keeping freed memory, and profile it.
 
-    python benchmarks/step.py                # 5 rounds, with and without kept memory in turn, each a process of its own
-    python benchmarks/step.py --size 24      # smaller images
+    python benchmarks/step.py                       # 5 rounds; each measurement is a separate process
+    python benchmarks/step.py --size 24             # smaller images
     python benchmarks/step.py --widths 64 256 256   # another network
 
-Random images stand in for the data: they cost the same. Needs torch alone.
+The images are random, which costs the same as real ones. Needs only torch.
 """
 
 import argparse
@@ -22,45 +22,48 @@ import torch
 import torch.nn.functional as F
 from torch.profiler import ProfilerActivity, profile
 
-from vision.core.amx_convolution import fast_convolutions
+from vision.core.amx_convolution import convolution_context
 from vision.core.augment.crop_flip import RandomCropFlip
+from vision.core.config import OptimizerConfig
 from vision.core.data import ImageDataset, epoch_indices, iter_batches
-from vision.core.device import choose, keep_freed_memory
+from vision.core.device import keep_freed_memory, select_device
 from vision.core.inference import autocast
 from vision.core.models import classifier
-from vision.core.optim.optimizers import optimizers
+from vision.core.optim.optimizers import build_optimizers
 
-KINDS = {
+CATEGORIES = {
     "convolution": ("convolution",),
     "pooling": ("max_pool", "fill_", "amax"),
     "activation": ("silu",),
-    "normalisation": ("batch_norm",),
-    "optimiser": ("bmm", "_foreach", "linalg_vector_norm", "Optimizer"),
+    "normalization": ("batch_norm",),
+    "optimizer": ("bmm", "_foreach", "linalg_vector_norm", "Optimizer"),
 }
+"""Parts of the names of operations."""
 
 
-def training_step(widths: list[int], batch_size: int, size: int) -> Callable[[], None]:
-    """A function that does one step of the default recipe on random images of size x size pixels."""
-    device, dtype = choose("auto", "auto")
+def make_step(widths: list[int], batch_size: int, size: int) -> Callable[[], None]:
+    """Return a function that does one step of the default recipe on random images of size x size pixels."""
+    device, dtype = select_device("auto", "auto")
     torch.manual_seed(0)
     generator = torch.Generator(device).manual_seed(0)
-    model = classifier.build("convnet", {"widths": widths, "depth": 2}, [size, size, 3], 10, [0.5] * 3, [0.25] * 3)
-    model.to(device)
+    inputs = classifier.InputSpec([size, size, 3], [0.5] * 3, [0.25] * 3)
+    model = classifier.build("convnet", {"widths": widths, "depth": 2}, inputs, 10).to(device)
     images = torch.randint(0, 256, (batch_size, size, size, 3), dtype=torch.uint8, device=device, generator=generator)
     labels = torch.randint(0, 10, (batch_size,), device=device, generator=generator)
     model.initialize_from(images)
-    made = optimizers(model, "muon", 0.15, 0.02, 0.6, True, 0.0, dtype)
-    convolutions = fast_convolutions(model, batch_size, device, dtype)
+    config = OptimizerConfig("muon", adamw_lr=0.02, momentum=0.6, nesterov=True, weight_decay=0.0)
+    optimizers = build_optimizers(model, config, 0.15, dtype)
+    convolutions = convolution_context(model, batch_size, device, dtype)
     augment = RandomCropFlip("alternate", 2, batch_size, generator)
 
     def step() -> None:
-        order = epoch_indices(torch.arange(batch_size, device=device), batch_size, generator)
-        for (batch,) in iter_batches(ImageDataset(images, labels), order, batch_size):
-            shown = augment(batch.images, batch.numbers)
+        indices = epoch_indices(torch.arange(batch_size, device=device), batch_size, generator)
+        for (batch,) in iter_batches(ImageDataset(images, labels), indices, batch_size):
+            augmented = augment(batch.images, batch.indices)
             with autocast(device, dtype), convolutions:
-                logits = model(shown)
+                logits = model(augmented)
             F.cross_entropy(logits, batch.labels, label_smoothing=0.1).backward()
-            for optimizer in made:
+            for optimizer in optimizers:
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
         if device.type == "cuda":
@@ -69,38 +72,36 @@ def training_step(widths: list[int], batch_size: int, size: int) -> Callable[[],
     return step
 
 
-def seconds_a_step(widths: list[int], batch_size: int, size: int, steps: int) -> float:
-    """Median of `steps` steps after three that warm up."""
-    step = training_step(widths, batch_size, size)
+def seconds_per_step(step: Callable[[], None], steps: int) -> float:
+    """Return the median of `steps` steps after three warm-up steps."""
     times = []
     for _ in range(steps + 3):
-        started = time.perf_counter()
+        start = time.perf_counter()
         step()
-        times.append(time.perf_counter() - started)
+        times.append(time.perf_counter() - start)
     return statistics.median(times[3:])
 
 
-def costs(widths: list[int], batch_size: int, size: int, steps: int = 10) -> dict[str, float]:
-    """Microseconds of the CPU of a step by kind of operation, in the fastest of `steps` after ten that warm up.
+def profile_fastest(step: Callable[[], None], steps: int = 10) -> dict[str, float]:
+    """Return the CPU time of a step by category, in microseconds, of the fastest of `steps` steps after ten others.
 
-    What the profiler notes down takes up memory that tensors had, so that in some steps new pages are mapped for them,
-    and the first operation that writes there looks slow.
+    The profiler's records take memory that tensors had. In some steps new pages are mapped for tensors, and the first
+    operation that writes to them seems slow.
     """
-    step = training_step(widths, batch_size, size)
     for _ in range(10):
         step()
-    return min((profiled(step) for _ in range(steps)), key=lambda spent: sum(spent.values()))
+    return min((profile_step(step) for _ in range(steps)), key=lambda times: sum(times.values()))
 
 
-def profiled(step: Callable[[], None]) -> dict[str, float]:
-    """The same of one step."""
+def profile_step(step: Callable[[], None]) -> dict[str, float]:
+    """Return the CPU time of one step by category, in microseconds."""
     with profile(activities=[ProfilerActivity.CPU]) as record:
         step()
-    spent: dict[str, float] = defaultdict(float)
+    times: dict[str, float] = defaultdict(float)
     for event in record.key_averages():
-        kind = next((kind for kind, names in KINDS.items() if any(name in event.key for name in names)), "all else")
-        spent[kind] += event.self_cpu_time_total
-    return spent
+        matches = (name for name, parts in CATEGORIES.items() if any(part in event.key for part in parts))
+        times[next(matches, "other")] += event.self_cpu_time_total
+    return times
 
 
 def main() -> None:
@@ -111,30 +112,32 @@ def main() -> None:
     parser.add_argument("--widths", type=int, nargs="+", default=[32, 128, 256])
     parser.add_argument("--batch-size", type=int, default=500)
     parser.add_argument("--size", type=int, default=32)
-    parser.add_argument("--one", choices=["kept", "returned"], help=argparse.SUPPRESS)
+    parser.add_argument("--memory", choices=["kept", "returned"], help=argparse.SUPPRESS)
     options = parser.parse_args()
 
-    if options.one:
-        if options.one == "kept":
+    if options.memory:
+        if options.memory == "kept":
             keep_freed_memory()
-        print(seconds_a_step(options.widths, options.batch_size, options.size, options.steps))
+        step = make_step(options.widths, options.batch_size, options.size)
+        print(seconds_per_step(step, options.steps))
         return
 
     times: dict[str, list[float]] = {"returned": [], "kept": []}
     for _ in range(options.rounds):
-        for memory, found in times.items():
-            command = [sys.executable, *sys.argv, "--one", memory]
-            found.append(float(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+        for memory, seconds in times.items():
+            command = [sys.executable, *sys.argv, "--memory", memory]
+            seconds.append(float(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
     size = f"{options.size}x{options.size}"
     print(f"{options.widths}, {options.batch_size} images of {size}, {options.rounds} rounds of {options.steps} steps")
-    for memory, found in times.items():
-        print(f"freed memory {memory}: median {statistics.median(found):.4f} s, {min(found):.4f} to {max(found):.4f} s")
+    for memory, seconds in times.items():
+        spread = f"{min(seconds):.4f} to {max(seconds):.4f} s"
+        print(f"freed memory {memory}: median {statistics.median(seconds):.4f} s, {spread}")
     ratios = [kept / returned for kept, returned in zip(times["kept"], times["returned"], strict=True)]
     print(f"kept / returned: median {statistics.median(ratios):.3f}, {min(ratios):.3f} to {max(ratios):.3f}")
     keep_freed_memory()
-    spent = costs(options.widths, options.batch_size, options.size)
-    for kind, time_of_kind in sorted(spent.items(), key=lambda item: -item[1]):
-        print(f"{kind:15} {time_of_kind / sum(spent.values()):6.1%}")
+    categories = profile_fastest(make_step(options.widths, options.batch_size, options.size))
+    for name, microseconds in sorted(categories.items(), key=lambda item: -item[1]):
+        print(f"{name:15} {microseconds / sum(categories.values()):6.1%}")
 
 
 if __name__ == "__main__":

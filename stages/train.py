@@ -7,7 +7,7 @@ if __name__ == "__main__":
 
 import operator
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -16,8 +16,8 @@ import torch
 
 from vision.artifacts.checkpoint import Checkpoint, Checkpoints, open_checkpoints
 from vision.artifacts.fingerprint import training_fingerprint
-from vision.artifacts.pretrained import PRETRAINED, load_pretrained, pretrained_image_size
-from vision.artifacts.trained_model import ModelConfig, build_model, save_model
+from vision.artifacts.initial_model import check_image_sizes, make_model
+from vision.artifacts.trained_model import save_model
 from vision.core import flops, loop
 from vision.core.augment.resize import resize_images
 from vision.core.config import AugmentConfig, OptimizerConfig, TrainConfig
@@ -26,8 +26,8 @@ from vision.core.device import describe_environment, flush_denormals
 from vision.core.models.classifier import Classifier
 from vision.core.trainer import State
 from vision.pipeline.device import set_up_device
-from vision.pipeline.errors import UserError, resource_hint
-from vision.pipeline.params import Model, Params, Train, load_params
+from vision.pipeline.errors import UserError
+from vision.pipeline.params import Params, Train, load_params
 from vision.pipeline.paths import ROOT, main_root
 from vision.pipeline.schemas import HistoryRow, RunRecord, SpeedMetrics, TrainMetrics
 from vision.pipeline.training_progress import TrainingProgress
@@ -60,7 +60,7 @@ def main() -> None:
     with open_checkpoints(folder, params.train.checkpoint_seconds) as checkpoints:
         checkpoint = checkpoints.load_latest()
         if checkpoint:
-            print(f"train: {describe_checkpoint(checkpoint)}", flush=True)
+            print(f"train: resumes from {checkpoint.describe()}", flush=True)
         with mlflow_run.training_run(params, stats, trial.tags, checkpoint.run if checkpoint else None) as run:
             seconds = checkpoint.seconds if checkpoint else preparation
             recorder = Recorder(model, train.images[:1], peak, run, trial, checkpoints, seconds)
@@ -109,58 +109,6 @@ def check_patience(params: Train, val: ImageDataset) -> None:
         )
 
 
-def make_model(params: Params, stats: Stats, images: torch.Tensor) -> tuple[Classifier, ModelConfig]:
-    """Build the network on the device of the training images [N, H, W, C], with its initial weights."""
-    config = make_model_config(params.model, stats)
-    torch.manual_seed(params.seed)
-    try:
-        model = build_model(config)
-    except ValueError as error:
-        raise UserError(f"params.yaml: {error}") from None
-    if params.train.optimizer.name == "muon" and not model.has_normalization_layers:
-        raise UserError(
-            "params.yaml: train.optimizer.name: muon keeps the norm of each filter fixed, so it needs a network with "
-            f"normalization layers, and {config.name} has none; choose sgd, adam or adamw, and set train.lr for it"
-        )
-    model.to(images.device)
-    model.initialize_from(images)
-    if params.model.weights is not None:
-        load_pretrained(model, config.name, params.model.weights)
-    return model, config
-
-
-def make_model_config(params: Model, stats: Stats) -> ModelConfig:
-    """Describe the network for images of this data."""
-    image_size = params.image_size
-    if image_size is None and params.weights == PRETRAINED:
-        image_size = pretrained_image_size(params.name)
-    return ModelConfig(
-        name=params.name,
-        options=getattr(params, params.family).model_dump(),
-        classes=stats.classes,
-        image_shape=stats.image_shape,
-        mean=stats.mean,
-        std=stats.std,
-        image_size=image_size,
-    )
-
-
-def check_image_sizes(model: Classifier, image: torch.Tensor, scales: Sequence[float]) -> None:
-    """Refuse scales at which an image [1, H, W, C] is too small for the network."""
-    for scale in scales:
-        resized = resize_images(image, scale)
-        try:
-            flops.training_flops(model, resized)
-        except (RuntimeError, AssertionError) as error:  # AssertionError: torchvision's vision transformers
-            if resource_hint(error):
-                raise
-            height, width = resized.shape[1:3]
-            raise UserError(
-                f"params.yaml: train.progressive_resizing: the network cannot take images of {height}x{width} pixels, "
-                f"{scale:g} of their size ({str(error).splitlines()[0]}); set it to [1.0], or model.image_size higher"
-            ) from None
-
-
 def train_config(params: Params, dtype: torch.dtype) -> TrainConfig:
     """Collect the parameters of the training for `vision.core`."""
     of_the_stage = {"device", "precision", "deterministic", "checkpoint_seconds"}
@@ -172,14 +120,6 @@ def train_config(params: Params, dtype: torch.dtype) -> TrainConfig:
         augment=AugmentConfig(**params.train.augment.model_dump()),
         **params.train.model_dump(exclude={"optimizer", "augment", *of_the_stage}),
     )
-
-
-def describe_checkpoint(checkpoint: Checkpoint) -> str:
-    """Say where the training resumes."""
-    epochs, step = len(checkpoint.fit["history"]), checkpoint.fit["meter"]["step"]
-    is_in_epoch = len(checkpoint.fit["remaining"]) > 0
-    position = f"step {step} of epoch {epochs + 1}" if is_in_epoch else f"the end of epoch {epochs}"
-    return f"resumes from {position}, saved {time.time() - checkpoint.saved_at:.0f} s ago"
 
 
 # During the training.

@@ -1,4 +1,4 @@
-"""The clones that the tests of the pipeline run in."""
+"""Small clones of the project for the tests in this folder."""
 
 import pytest
 
@@ -7,14 +7,14 @@ from project import Project, clone
 
 @pytest.fixture(scope="session")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """One clone in which `dvc repro` has run once; the tests of this folder go on from there, in order."""
-    made = clone(tmp_path_factory.mktemp("pipeline"))
-    made.run("dvc", "repro")
-    made.commit("a run")
-    return made
+    """A clone in which `dvc repro` has run once. Tests share it and continue from each other's state, in order."""
+    project = clone(tmp_path_factory.mktemp("pipeline"))
+    project.run("dvc", "repro")
+    project.commit("a run")
+    return project
 
 
 @pytest.fixture(scope="session")
 def fresh(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A clone in which nothing has run."""
+    """A clone in which no stage has run."""
     return clone(tmp_path_factory.mktemp("fresh"))

@@ -59,7 +59,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Project:
 def searched(killed: Project) -> Project:
     """The same search, resumed with one trial at a time and finished."""
     killed.set(search={"jobs": 1})
-    output = killed.run("python", "tools/search.py")
+    output = killed.run("python", "tools/search.py", timeout=800)
     (killed.root / "printed").write_text(output)
     return killed
 
@@ -72,7 +72,7 @@ def runs(searched: Project) -> dict[str, Run]:
     return {run.info.run_name: run for run in found if run.info.status == "FINISHED"}
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_a_resumed_search_repeats_interrupted_trials_first(searched: Project) -> None:
     all_trials = trials(searched)
     finished = [trial for trial in all_trials if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]

@@ -45,6 +45,12 @@ class Checkpoint:
     seconds: float
     saved_at: float = field(default_factory=time.time)
 
+    def describe(self) -> str:
+        """Say how far the training was: `step 3 of epoch 2, saved 10 s ago`."""
+        epochs, step = len(self.fit["history"]), self.fit["meter"]["step"]
+        position = f"step {step} of epoch {epochs + 1}" if len(self.fit["remaining"]) else f"the end of epoch {epochs}"
+        return f"{position}, saved {time.time() - self.saved_at:.0f} s ago"
+
 
 @contextmanager
 def open_checkpoints(folder: Path, seconds: float | None) -> Iterator["Checkpoints"]:

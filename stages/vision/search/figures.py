@@ -27,7 +27,9 @@ def log_figures(study: optuna.Study, run: Run) -> None:
     matplotlib.use("agg")
     for name, plot in PLOTS.items():
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            # Optuna warns of experimental plots, and of trials with equal values.
+            for category in (optuna.exceptions.ExperimentalWarning, UserWarning):
+                warnings.simplefilter("ignore", category)
             axes = np.ravel(plot(study, target_name="validation accuracy"))  # one plot, or one per parameter
         figure = axes[0].figure
         figure.set_size_inches(max(8, 4 * len(axes)), 4.5)

@@ -78,7 +78,10 @@ def _recover(path: Path, old: Path) -> None:
     """Move the old directory back if there is no new one; remove it otherwise."""
     if old.exists() and not path.exists():
         os.replace(old, path)
-    shutil.rmtree(old, ignore_errors=True)
+    elif old.is_symlink() or old.is_file():  # `path` was not a directory
+        old.unlink()
+    else:
+        shutil.rmtree(old, ignore_errors=True)
 
 
 @contextmanager

@@ -110,6 +110,7 @@ def test_the_environment_contains_device_precision_and_versions() -> None:
     assert torch.__version__.startswith(environment["versions"]["torch"])  # type: ignore[index]
 
 
+@pytest.mark.slow
 def test_deterministic_algorithms_exist_for_all_operations_and_change_no_bit_on_a_cpu() -> None:
     """With all features of the training; in separate processes, because the setting is the process's."""
     digests = set()

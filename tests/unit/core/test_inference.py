@@ -1,3 +1,5 @@
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import nn
@@ -36,10 +38,12 @@ class Unsure(Corner):
         return super().forward(images) / 100
 
 
-def predict_unsure(tta: TTA, fraction: float = 1.0, counts: list[int] | None = None) -> torch.Tensor:
+def predict_unsure(
+    tta: TTA, fraction: float = 1.0, on_batch: Callable[[int], object] = lambda count: None
+) -> torch.Tensor:
     logits = predict(Unsure(), images(), 2, torch.float32)
-    on_batch = [].append if counts is None else counts.append
-    return predict_tta(Unsure(), images(), logits, TTAConfig(2, torch.float32, tta, fraction), on_batch)
+    config = TTAConfig(2, torch.float32, tta, fraction)
+    return predict_tta(Unsure(), images(), logits, config, on_batch)
 
 
 def test_without_tta_the_logits_are_unchanged() -> None:
@@ -66,7 +70,7 @@ def test_shift_gives_half_the_weight_to_the_unshifted_views() -> None:
 @pytest.mark.parametrize("tta", ["none", "flip", "shift"])
 def test_only_images_with_the_lowest_confidence_get_more_views(tta: TTA, fraction: float) -> None:
     counts: list[int] = []
-    logits, one_view = predict_unsure(tta, fraction, counts), predict(Unsure(), images(), 2, torch.float32)
+    logits, one_view = predict_unsure(tta, fraction, counts.append), predict(Unsure(), images(), 2, torch.float32)
     selected = one_view.softmax(1).amax(1).argsort()[: round(5 * fraction)]
     others = [i for i in range(5) if i not in selected.tolist()]
     assert torch.equal(logits[others], one_view[others])

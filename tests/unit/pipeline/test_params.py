@@ -1,3 +1,4 @@
+import warnings
 from pathlib import Path
 from typing import get_args
 
@@ -243,6 +244,63 @@ def test_values_are_read_as_dvc_reads_them(tmp_path: Path, scalar: str) -> None:
             read_yaml(path)
     else:
         assert repr(read_yaml(path)) == repr(expected)
+
+
+PIECES = [
+    "a: ",
+    "b: ",
+    "- ",
+    "\n",
+    "  ",
+    "? ",
+    "[",
+    "]",
+    "{",
+    "}",
+    "1",
+    "x",
+    "'",
+    '"',
+    "!!int ",
+    "!!bool ",
+    "!!set ",
+    "!x ",
+    "&a ",
+    "*a",
+]
+PIECES += [
+    "|",
+    ">",
+    "#",
+    "%YAML 1.1\n",
+    "---\n",
+    "...\n",
+    "<<: ",
+    "2024-13-01",
+    "0x",
+    "\t",
+    "\0",
+    "\u2028",
+    "\ufeff",
+    ", ",
+    ": ",
+    "@",
+    "=",
+]
+
+
+@given(st.lists(st.sampled_from(PIECES), max_size=12).map("".join))
+def test_any_text_is_read_or_refused_in_one_line(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+    path = tmp_path_factory.getbasetemp() / "any.yaml"
+    path.write_text(text)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        message = ""
+        try:
+            read_yaml(path)
+        except UserError as error:
+            message = str(error)
+        assert message.isprintable()
 
 
 def test_a_missing_file_is_said(tmp_path: Path) -> None:

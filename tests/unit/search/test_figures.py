@@ -48,6 +48,19 @@ def test_the_figures_show_history_importance_and_a_slice_per_parameter(study: op
         figure.canvas.draw()
 
 
+def test_equal_trials_draw_without_a_warning(study: optuna.Study) -> None:
+    for _ in range(2):
+        trial = study.ask()
+        trial.suggest_categorical("train.lr", [0.1])
+        trial.suggest_float("train.label_smoothing", 0.1, 0.1)
+        study.tell(trial, 1.0)
+    run = Recorder()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        log_figures(study, run)
+    assert len(run.figures) == 3
+
+
 @pytest.mark.parametrize("trials", [0, 1])
 def test_fewer_than_two_trials_have_no_figures(study: optuna.Study, trials: int) -> None:
     for _ in range(trials):

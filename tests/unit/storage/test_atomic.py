@@ -47,6 +47,18 @@ def test_a_directory_is_replaced(tmp_path: Path) -> None:
     assert names(tmp_path / "a" / "folder") == ["new"]
 
 
+@pytest.mark.parametrize("kind", ["link", "file"])
+def test_a_link_or_file_is_replaced_too(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    path = tmp_path / "folder"
+    path.symlink_to("elsewhere") if kind == "link" else path.touch()
+    for _ in range(2):
+        write_directory(path, "new")
+        assert names(path) == ["new"]
+        assert names(tmp_path) == ["elsewhere", "folder"]
+    assert names(tmp_path / "elsewhere") == []
+
+
 @pytest.mark.parametrize("error", [OSError(5, "Input/output error"), KeyboardInterrupt()], ids=["error", "Ctrl-C"])
 @pytest.mark.parametrize("failing", [1, 2])
 def test_the_old_directory_stays_if_a_rename_fails(

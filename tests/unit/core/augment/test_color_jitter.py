@@ -32,18 +32,16 @@ def reference(image: Tensor, adjustments: list[tuple[Adjustment, float]]) -> Ten
 
 
 @given(
-    count=st.integers(1, 4),
-    height=st.integers(1, 9),
-    width=st.integers(1, 9),
-    channels=st.sampled_from([1, 3]),
+    shape=st.tuples(st.integers(1, 4), st.integers(1, 9), st.integers(1, 9), st.sampled_from([1, 3])),
     order=st.permutations(NAMES),
     length=st.integers(1, 4),
     seed=st.integers(0, 1000),
 )
 def test_adjust_colors_agrees_with_torchvision_image_by_image(
-    count: int, height: int, width: int, channels: int, order: list[Adjustment], length: int, seed: int
+    shape: tuple[int, int, int, int], order: list[Adjustment], length: int, seed: int
 ) -> None:
-    images = noise(count, height, width, channels, seed=seed)
+    images = noise(*shape, seed=seed)
+    count = len(images)
     drawn = torch.rand(4, count, generator=seeded(seed))
     adjustments = [
         (name, unit - 0.5 if name == "hue" else 2 * unit)

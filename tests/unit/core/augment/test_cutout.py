@@ -53,7 +53,7 @@ def test_cutout_fills_squares_around_any_pixel_with_the_mean_color(dtype: torch.
     erased_mask = (out != images).all(3)
     assert torch.equal(out[erased_mask].unique(dim=0), torch.tensor([[15, 20, 30]], dtype=dtype))
     assert set(erased_mask.sum((1, 2)).tolist()) == {4, 6, 9}, "whole squares, and those cut off at one or two edges"
-    # A pixel is erased_mask where one of the centres around it is drawn: 9 of 64 inside, 4 in a corner.
+    # A pixel is erased by any of the centers around it: 9 of 64 inside, 4 in a corner.
     frequency = erased_mask.float().mean(0)
     assert frequency[2:6, 2:6].mean().item() == pytest.approx(9 / 64, abs=0.01)
     assert frequency[0, 0].item() == pytest.approx(4 / 64, abs=0.02)

@@ -177,7 +177,7 @@ def test_fast_dropout_with_p_near_zero_and_near_one(p: float) -> None:
 def test_plain_cnn_with_batch_norm_and_depth() -> None:
     deep = {**TUTORIAL, "depth": 2, "padding": "same", "batch_norm": True, "hidden": []}
     network = build("plain_cnn", deep).network
-    layers = [type(layer).__name__ for layer in network.features]  # type: ignore[operator, union-attr]
+    layers = [type(layer).__name__ for layer in network.features]  # type: ignore[union-attr]
 
     block = ["Conv2d", "BatchNorm2d", "ReLU", "Conv2d", "BatchNorm2d", "MaxPool2d", "ReLU"]
     assert layers == block * 2
