@@ -704,7 +704,7 @@ def laughs(root: Path) -> None:
 
 DOCUMENT = "params.yaml: "
 YAML: list[tuple[str, Damage, str]] = [
-    ("params.yaml missing", remove(PARAMS), "ROOT/params.yaml: not found; `git checkout params.yaml` brings it back"),
+    ("params.yaml missing", remove(PARAMS), "ROOT/params.yaml: not found; run `git checkout params.yaml` to restore it"),
     ("params.yaml empty", write(PARAMS, ""), f"{DOCUMENT}must be a mapping of sections"),
     ("params.yaml of blanks", write(PARAMS, " \n\n# nothing\n"), f"{DOCUMENT}must be a mapping of sections"),
     ("params.yaml binary", write(PARAMS, b"\x80\x81\xff" * 99), f"{DOCUMENT}not a text file (expected YAML in UTF-8)"),
