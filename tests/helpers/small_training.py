@@ -10,13 +10,10 @@ from vision.core.data import ImageDataset
 from vision.core.models import classifier
 
 _OPTIMIZER = OptimizerConfig(name="muon", adamw_lr=0.02, momentum=0.6, nesterov=True, weight_decay=0.0)
-_AUGMENT = AugmentConfig(
-    flip="alternate", crop_padding=1, rotation=0.0, color_jitter=[0.0] * 4, cutout=0, mixup=0.0, cutmix=0.0
-)
+_AUGMENT = AugmentConfig(flip="alternate", crop_padding=1)
 _TRAIN = TrainConfig(
     seed=0,
     dtype=torch.float32,
-    freeze_epochs=0,
     epochs=3,
     batch_size=50,
     lr=0.1,
@@ -24,14 +21,7 @@ _TRAIN = TrainConfig(
     warmup=0.1,
     optimizer=_OPTIMIZER,
     augment=_AUGMENT,
-    clip_grad_norm=None,
     label_smoothing=0.1,
-    progressive_resizing=[1.0],
-    hard_example_fraction=[1.0],
-    ema_decay=None,
-    keep="val_loss",
-    patience=None,
-    amx_convolution="auto",
 )
 
 

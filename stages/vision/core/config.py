@@ -14,15 +14,15 @@ TTA = Literal["none", "flip", "shift"]
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """How training images are augmented (`train.augment` in params.yaml)."""
+    """How training images are augmented (`train.augment` in params.yaml). By default everything is off."""
 
-    flip: Flip
-    crop_padding: int
-    rotation: float
-    color_jitter: Sequence[float]
-    cutout: int
-    mixup: float
-    cutmix: float
+    flip: Flip = "none"
+    crop_padding: int = 0
+    rotation: float = 0.0
+    color_jitter: Sequence[float] = (0.0, 0.0, 0.0, 0.0)
+    cutout: int = 0
+    mixup: float = 0.0
+    cutmix: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -38,26 +38,26 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How to train a network."""
+    """How to train a network. Without further arguments, a plain training with a constant learning rate."""
 
     seed: int
     dtype: torch.dtype
-    freeze_epochs: int
     epochs: int
     batch_size: int
     lr: float
-    schedule: ScheduleName
-    warmup: float
     optimizer: OptimizerConfig
-    augment: AugmentConfig
-    clip_grad_norm: float | None
-    label_smoothing: float
-    progressive_resizing: Sequence[float]
-    hard_example_fraction: Sequence[float]
-    ema_decay: float | None
-    keep: Literal["val_loss", "val_accuracy", "last"]
-    patience: int | None
-    amx_convolution: Literal["auto", "off"]
+    augment: AugmentConfig = AugmentConfig()
+    schedule: ScheduleName = "constant"
+    warmup: float = 0.0
+    freeze_epochs: int = 0
+    clip_grad_norm: float | None = None
+    label_smoothing: float = 0.0
+    progressive_resizing: Sequence[float] = (1.0,)
+    hard_example_fraction: Sequence[float] = (1.0,)
+    ema_decay: float | None = None
+    keep: Literal["val_loss", "val_accuracy", "last"] = "val_loss"
+    patience: int | None = None
+    amx_convolution: Literal["auto", "off"] = "auto"
 
 
 @dataclass(frozen=True)

@@ -153,7 +153,16 @@ class Model(Section):
     @property
     def family(self) -> str:
         """The section of params.yaml that describes the network `name`."""
-        return self.name if self.name in ("convnet", "plain_cnn") else "torchvision"
+        return self.name if self.name in self.families() else "torchvision"
+
+    @classmethod
+    def families(cls) -> list[str]:
+        """The sections that describe networks."""
+        return [
+            name
+            for name, field in cls.model_fields.items()
+            if isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+        ]
 
 
 class Optimizer(Section):

@@ -133,7 +133,7 @@ class MlflowSink:
 
     def log_inputs(self, params: Params, stats: Stats) -> None:
         """Log the parameters that make the model, and the data."""
-        unused = {"convnet", "plain_cnn", "torchvision"} - {params.model.family}
+        unused = set(params.model.families()) - {params.model.family}
         used = params.model_dump(include={"seed", "preprocess", "model", "train"}, exclude={"model": unused})
         self.spool.put({"params": dict(_flatten(used))})
         digest = (provenance.data_hash() or stats.split_digest)[:36]  # MLflow's limit
