@@ -704,7 +704,7 @@ def laughs(root: Path) -> None:
 
 DOCUMENT = "params.yaml: "
 YAML: list[tuple[str, Damage, str]] = [
-    ("params.yaml missing", remove(PARAMS), "ROOT/params.yaml: not found; `git checkout params.yaml` brings it back"),
+    ("params.yaml missing", remove(PARAMS), "ROOT/params.yaml: not found; run `git checkout params.yaml` to restore it"),
     ("params.yaml empty", write(PARAMS, ""), f"{DOCUMENT}must be a mapping of sections"),
     ("params.yaml of blanks", write(PARAMS, " \n\n# nothing\n"), f"{DOCUMENT}must be a mapping of sections"),
     ("params.yaml binary", write(PARAMS, b"\x80\x81\xff" * 99), f"{DOCUMENT}not a text file (expected YAML in UTF-8)"),
@@ -753,11 +753,11 @@ PARAMETERS += [
     ("a limit of one image", "preprocess", set_params(preprocess={"train_limit": 1}), f"{DOCUMENT}preprocess.train_limit: takes 1 images, fewer than there are classes (10)"),
     ("a network of billions", "train", set_params(model={"convnet": {"widths": [4096] * 4, "depth": 16}}), f"{DOCUMENT}model.convnet: 9,*,* parameters are more than 1,000,000,000; use fewer"),
     ("linear layers of billions", "train", set_params(model={"name": "plain_cnn", "plain_cnn": {"widths": [4096] * 3, "depth": 16, "kernel": 15, "padding": "same", "batch_norm": False, "hidden": [100_000] * 8, "dropout": 0.5}}), f"{DOCUMENT}model.plain_cnn: *,*,* parameters are more than 1,000,000,000; use fewer"),
-    ("a network that leaves nothing", "train", set_params(model={"name": "plain_cnn", "plain_cnn": {"widths": [8] * 8, "depth": 1, "kernel": 3, "padding": "same", "batch_norm": False, "hidden": [], "dropout": 0.5}}), f"{DOCUMENT}model.plain_cnn.widths: nothing is left of an image of 32x32 pixels after 8 blocks; use fewer, or padding: same"),
-    ("no such network", "train", set_params(model={"name": "resnet999"}), f"{DOCUMENT}model.name: 'resnet999' is no network of this project and none of torchvision"),
+    ("a network that leaves nothing", "train", set_params(model={"name": "plain_cnn", "plain_cnn": {"widths": [8] * 8, "depth": 1, "kernel": 3, "padding": "same", "batch_norm": False, "hidden": [], "dropout": 0.5}}), f"{DOCUMENT}model.plain_cnn.widths: an image of 32x32 pixels is too small for 8 blocks; use fewer*"),
+    ("no such network", "train", set_params(model={"name": "resnet999"}), f"{DOCUMENT}model.name: 'resnet999' is neither a network of this project nor one of torchvision's"),
     ("patience without validation images", "train", both(set_params(train={"patience": 1, "keep": "val_loss"}), array("data/processed/val_labels.npy", lambda values: values[:0]), array("data/processed/val_images.npy", lambda values: values[:0])), f"{DOCUMENT}train.patience: needs validation images, but there are none; *"),
     ("a device that is not there", "train", set_params(train={"device": "mps"}), f"{DOCUMENT}train.device: mps is not available here (available: *)"),
-    ("a precision that is not there", "evaluate", set_params(train={"device": "cpu", "precision": "fp16"}), f"{DOCUMENT}train.precision: fp16 needs a CUDA device, this is cpu; use auto, bf16 or fp32"),
+    ("a precision that is not there", "evaluate", set_params(train={"device": "cpu", "precision": "fp16"}), f"{DOCUMENT}train.precision: fp16 needs a CUDA device, but the device is cpu; use auto, bf16 or fp32"),
 ]  # fmt: skip
 
 ROWS = [*JSON, *TABLES, *ARRAYS, *MODELS, *ARCHIVES, *FOLDERS, *PARAMETERS]

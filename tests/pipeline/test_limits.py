@@ -299,12 +299,12 @@ TRAIN: dict[str, tuple[dict[str, Any], str]] = {
     "plain_cnn, all dropped": (plain_cnn(hidden=[8], dropout=ALMOST_ONE), WORKS),
     "plain_cnn, the widest filter": (plain_cnn(kernel=15), WORKS),
     "plain_cnn, the widest filter and no padding": (plain_cnn(kernel=15, padding="valid"), WORKS),
-    "plain_cnn, too deep without padding": (plain_cnn(kernel=15, padding="valid", depth=16), "params.yaml: model.plain_cnn.widths: nothing is left *"),
+    "plain_cnn, too deep without padding": (plain_cnn(kernel=15, padding="valid", depth=16), "params.yaml: model.plain_cnn.widths: an image of 32x32 pixels is too small for *"),
     "plain_cnn, smaller images": ({**plain_cnn(), "train": {"optimizer": {"name": "sgd"}, "progressive_resizing": [0.5]}}, "params.yaml: train.progressive_resizing: the network cannot take images *"),
     "plain_cnn and muon": ({**plain_cnn(), "train": {"optimizer": {"name": "muon"}}}, "params.yaml: train.optimizer.name: muon *"),
     "a network too wide": (convnet(widths=[4096] * 4, depth=16), "params.yaml: model.convnet: * parameters are more than *; use fewer"),
     **{f"torchvision's {name}": ({"model": {"name": name, "torchvision": {"stem": "standard"}}, "train": {"optimizer": {"name": "sgd"}}}, says) for name, says in {"alexnet": "params.yaml: train.progressive_resizing: *", "vit_b_32": "params.yaml: train.progressive_resizing: *", "squeezenet1_1": WORKS, "inception_v3": "params.yaml: train.progressive_resizing: *"}.items()},
-    "a stem that is not for it": ({"model": {"name": "squeezenet1_1"}}, "params.yaml: model.torchvision.stem: small is for ResNets and VGGs, squeezenet1_1 has only standard"),
+    "a stem that is not for it": ({"model": {"name": "squeezenet1_1"}}, "params.yaml: model.torchvision.stem: small is for ResNets and VGGs; use standard for squeezenet1_1"),
 }  # fmt: skip
 EVALUATE = {
     "one image a batch": {"batch_size": 1},

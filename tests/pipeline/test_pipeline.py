@@ -347,7 +347,7 @@ def test_a_network_of_torchvision_trains_on_enlarged_images_and_is_logged(projec
         ),
         (
             ["model.name=resnet17"],
-            "params.yaml: model.name: 'resnet17' is no network of this project and none of torch",
+            "params.yaml: model.name: 'resnet17' is neither a network of this project nor one of",
         ),
         (["model.weights=models/mine.pt"], "params.yaml: model.weights: models/mine.pt: not found (looked for "),
         (["train.keep=last", "train.patience=3"], "params.yaml: train.patience: must be null if train.keep is last"),
