@@ -7,10 +7,6 @@ from collections import defaultdict
 import hypothesis
 import pytest
 
-# The workers divide the cores, for themselves and for the processes that they start.
-_workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // _workers)))
-
 # Without bytecode files, each of the many Python processes would compile every module that it imports.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
@@ -29,12 +25,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Choose which tests run, and how many examples hypothesis tries."""
+    """Choose which tests run, how many examples hypothesis tries, and the threads of each worker."""
     if config.getoption("--all"):
         config.option.markexpr = "not soak"
     elif all("::" in argument for argument in config.args):  # tests given by name run whatever their markers
         config.option.markexpr = ""
     hypothesis.settings.load_profile("all" if config.getoption("--all") else "default")
+    # The workers divide the cores, for themselves and for the processes that they start. The process that starts the
+    # workers sets nothing, because they inherit its environment.
+    if not config.getoption("numprocesses", None):
+        workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest selects tests by their markers

@@ -381,6 +381,7 @@ def hundred(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return with_page(make_project(tmp_path_factory.mktemp("hundred"), classes=classes, test=1000, right=0.6))
 
 
+@pytest.mark.slow
 def test_hundred_classes_stay_below_three_megabytes(hundred: Path) -> None:
     page = (hundred / "report" / "index.html").read_text(encoding="utf-8")
     rows = table_of(page, 'id="confusion"')

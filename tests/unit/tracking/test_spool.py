@@ -478,6 +478,7 @@ for number, run_id in enumerate(sys.argv[2:]):
 """
 
 
+@pytest.mark.slow
 def test_runs_that_log_the_same_new_data_at_once_all_have_it(root: Path) -> None:
     client = store.connect(store.tracking_uri())
     experiment_id = store.get_experiment_id(client, "pets")
