@@ -25,7 +25,8 @@ from torch import nn
 from vision.core.amx_convolution import AMXConvolutionMode
 from vision.core.device import cpu_capabilities, keep_freed_memory
 from vision.core.inference import autocast
-from vision.core.models import classifier
+from vision.core.models.classifier import InputSpec
+from vision.core.models.registry import create_model
 
 CPU = torch.device("cpu")
 MAPS = [(channels, side) for channels in (128, 256, 512) for side in (2, 3, 4, 6, 7, 8)]
@@ -58,8 +59,8 @@ def make_layer_pass(channels: int, side: int, count: int) -> Pass:
 def make_network_pass(name: str, side: int, count: int) -> Pass:
     """Return a pass of a whole network, without its optimizer."""
     network, options = NETWORKS[name]
-    inputs = classifier.InputSpec([side, side, 3], [0.5] * 3, [0.25] * 3)
-    model = classifier.build(network, options, inputs, 10).train()
+    inputs = InputSpec([side, side, 3], [0.5] * 3, [0.25] * 3)
+    model = create_model(network, options, inputs, 10).train()
     images = torch.randint(0, 256, (count, side, side, 3), dtype=torch.uint8)
     labels = torch.randint(0, 10, (count,))
     model.initialize_from(images)

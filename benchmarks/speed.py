@@ -34,7 +34,8 @@ from vision.core import flops, inference, loop
 from vision.core.config import AugmentConfig, OptimizerConfig, TrainConfig, TTAConfig
 from vision.core.data import ImageDataset
 from vision.core.device import compute_deterministically, flush_denormals, keep_freed_memory, select_device
-from vision.core.models import classifier
+from vision.core.models.classifier import Classifier, InputSpec
+from vision.core.models.registry import create_model
 
 ROOT = Path(__file__).resolve().parents[1]
 ARRAYS = ("images", "labels")
@@ -100,12 +101,12 @@ def train_config(params: Params, seed: int, dtype: torch.dtype) -> TrainConfig:
     )
 
 
-def build_network(params: Params, mean: list[float], std: list[float]) -> classifier.Classifier:
+def build_network(params: Params, mean: list[float], std: list[float]) -> Classifier:
     """Build the recipe's network for CIFAR-10."""
     section = params["model"]
     options = section.get(section["name"], section["torchvision"])
-    inputs = classifier.InputSpec([32, 32, 3], mean, std, section["image_size"])
-    return classifier.build(section["name"], options, inputs, 10)
+    inputs = InputSpec([32, 32, 3], mean, std, section["image_size"])
+    return create_model(section["name"], options, inputs, 10)
 
 
 def load_data(options: argparse.Namespace, device: torch.device) -> tuple[ImageDataset, ImageDataset]:
@@ -129,7 +130,7 @@ class OurRuns:
     def __init__(self, params: Params, options: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> None:
         """Set up the process as stages/train.py does."""
         self.params, self.options, self.device, self.dtype = params, options, device, dtype
-        self.compiled: classifier.Classifier | None = None
+        self.compiled: Classifier | None = None
         keep_freed_memory()
         flush_denormals()
         if params["train"]["deterministic"]:
@@ -167,7 +168,7 @@ class OurRuns:
             "flops": count_flops(self.params, result.history),
         }
 
-    def build_model(self, train: ImageDataset) -> classifier.Classifier:
+    def build_model(self, train: ImageDataset) -> Classifier:
         """Build the network; with --compile, later runs load new weights into the model that was compiled first."""
         pixels = train.images.float() / 255
         mean, std = pixels.mean((0, 1, 2)).tolist(), pixels.std((0, 1, 2)).tolist()

@@ -28,7 +28,8 @@ from vision.core.config import OptimizerConfig
 from vision.core.data import ImageDataset, epoch_indices, iter_batches
 from vision.core.device import keep_freed_memory, select_device
 from vision.core.inference import autocast
-from vision.core.models import classifier
+from vision.core.models.classifier import InputSpec
+from vision.core.models.registry import create_model
 from vision.core.optim.optimizers import build_optimizers
 
 CATEGORIES = {
@@ -46,8 +47,8 @@ def make_step(widths: list[int], batch_size: int, size: int) -> Callable[[], Non
     device, dtype = select_device("auto", "auto")
     torch.manual_seed(0)
     generator = torch.Generator(device).manual_seed(0)
-    inputs = classifier.InputSpec([size, size, 3], [0.5] * 3, [0.25] * 3)
-    model = classifier.build("convnet", {"widths": widths, "depth": 2}, inputs, 10).to(device)
+    inputs = InputSpec([size, size, 3], [0.5] * 3, [0.25] * 3)
+    model = create_model("convnet", {"widths": widths, "depth": 2}, inputs, 10).to(device)
     images = torch.randint(0, 256, (batch_size, size, size, 3), dtype=torch.uint8, device=device, generator=generator)
     labels = torch.randint(0, 10, (batch_size,), device=device, generator=generator)
     model.initialize_from(images)

@@ -17,10 +17,10 @@ from vision.core.models.classifier import Classifier
 from vision.evaluation import scores
 from vision.pipeline.device import set_up_device
 from vision.pipeline.errors import UserError
+from vision.pipeline.metrics_schemas import RunRecord, TestMetrics
 from vision.pipeline.params import load_params
 from vision.pipeline.paths import ROOT
 from vision.pipeline.progress import bar
-from vision.pipeline.schemas import RunRecord, TestMetrics
 from vision.search.cpu_shares import share_cores
 from vision.storage import arrays, atomic, tables
 from vision.storage.arrays import Split, Stats

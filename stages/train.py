@@ -27,9 +27,9 @@ from vision.core.models.classifier import Classifier
 from vision.core.trainer import State
 from vision.pipeline.device import set_up_device
 from vision.pipeline.errors import UserError
+from vision.pipeline.metrics_schemas import HistoryRow, RunRecord, SpeedMetrics, TrainMetrics
 from vision.pipeline.params import Params, Train, load_params
 from vision.pipeline.paths import ROOT, main_root
-from vision.pipeline.schemas import HistoryRow, RunRecord, SpeedMetrics, TrainMetrics
 from vision.pipeline.training_progress import TrainingProgress
 from vision.search.cpu_shares import share_cores
 from vision.search.trial import Trial, current_trial

@@ -7,7 +7,8 @@ import torch
 
 from vision.core.config import AugmentConfig, OptimizerConfig, TrainConfig
 from vision.core.data import ImageDataset
-from vision.core.models import classifier
+from vision.core.models.classifier import Classifier, InputSpec
+from vision.core.models.registry import create_model
 
 _OPTIMIZER = OptimizerConfig(name="muon", adamw_lr=0.02, momentum=0.6, nesterov=True, weight_decay=0.0)
 _AUGMENT = AugmentConfig(flip="alternate", crop_padding=1)
@@ -36,7 +37,7 @@ def train_config(**changes: Any) -> TrainConfig:
 
 
 NO_IMAGES = ImageDataset(torch.zeros(0, 8, 8, 3, dtype=torch.uint8), torch.zeros(0, dtype=torch.int64))
-INPUTS = classifier.InputSpec([8, 8, 3], [0.4] * 3, [0.2] * 3)
+INPUTS = InputSpec([8, 8, 3], [0.4] * 3, [0.2] * 3)
 
 
 def striped_images(count: int, seed: int, noise: int = 60) -> ImageDataset:
@@ -53,9 +54,9 @@ def striped_images(count: int, seed: int, noise: int = 60) -> ImageDataset:
     return ImageDataset((clean[labels] + grain).clamp(0, 255).to(torch.uint8), labels)
 
 
-def small_convnet(train: ImageDataset) -> classifier.Classifier:
+def small_convnet(train: ImageDataset) -> Classifier:
     """Return a ConvNet for `striped_images`."""
     torch.manual_seed(0)
-    model = classifier.build("convnet", {"widths": [8, 16], "depth": 1}, INPUTS, 4)
+    model = create_model("convnet", {"widths": [8, 16], "depth": 1}, INPUTS, 4)
     model.initialize_from(train.images)
     return model

@@ -13,7 +13,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from vision.core.models import classifier
+from vision.core.models.classifier import Classifier, InputSpec
+from vision.core.models.registry import create_model
 from vision.pipeline.errors import UserError
 from vision.storage.arrays import ImageSpec
 from vision.storage.atomic import atomic_write
@@ -25,7 +26,7 @@ class ModelConfig(ImageSpec):
     """The network and its input images, as model.json holds them.
 
     Attributes:
-        name: of the network; see `vision.core.models.classifier.build`.
+        name: of the network; see `vision.core.models.registry.create_model`.
         options: the section of params.yaml that describes the network.
         image_size: size in pixels that the network resizes images to; None leaves them.
     """
@@ -35,17 +36,17 @@ class ModelConfig(ImageSpec):
     image_size: Annotated[int, Field(ge=2, le=2048)] | None = None
 
 
-def build_model(config: ModelConfig) -> classifier.Classifier:
+def build_model(config: ModelConfig) -> Classifier:
     """Build the network with random weights.
 
     Raises:
         ValueError: there is no such network, or it cannot take such images. The message names the parameter.
     """
-    inputs = classifier.InputSpec(config.image_shape, config.mean, config.std, config.image_size)
-    return classifier.build(config.name, config.options, inputs, len(config.classes))
+    inputs = InputSpec(config.image_shape, config.mean, config.std, config.image_size)
+    return create_model(config.name, config.options, inputs, len(config.classes))
 
 
-def save_model(directory: Path, model: classifier.Classifier, config: ModelConfig) -> None:
+def save_model(directory: Path, model: Classifier, config: ModelConfig) -> None:
     """Write model.pt, a state dict of CPU tensors, and model.json to `directory`."""
     state = {name: value.cpu() for name, value in model.state_dict().items()}
     buffer = io.BytesIO()  # if torch.save wrote to the file, its error would not say why the disk refused
@@ -55,7 +56,7 @@ def save_model(directory: Path, model: classifier.Classifier, config: ModelConfi
     write_json(directory / "model.json", asdict(config))
 
 
-def load_model(directory: str | Path) -> tuple[classifier.Classifier, ModelConfig]:
+def load_model(directory: str | Path) -> tuple[Classifier, ModelConfig]:
     """Read what `save_model` wrote.
 
     Returns:

@@ -12,7 +12,7 @@ from vision.core.augment.resize import resize_images
 from vision.core.config import TrainConfig
 from vision.core.data import ImageDataset, epoch_indices, iter_batches
 from vision.core.inference import predict
-from vision.core.metrics import DivergenceError, Meter, Progress
+from vision.core.meter import DivergenceError, Meter, Progress
 from vision.core.plan import EpochPlan, plan_epochs
 from vision.core.trainer import State, Trainer
 

@@ -7,7 +7,7 @@ from sklearn.model_selection import StratifiedKFold
 from sklearn.utils import resample
 
 from vision.pipeline.errors import UserError
-from vision.pipeline.schemas import DatasetMetrics, SplitCounts
+from vision.pipeline.metrics_schemas import DatasetMetrics, SplitCounts
 from vision.storage.arrays import SPLITS, Split
 
 FIXED_STATISTICS = {

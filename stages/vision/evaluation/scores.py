@@ -1,6 +1,6 @@
 """Scores of a classifier, from its probabilities and the labels; computed by scikit-learn where it has them.
 
-To add a score to the test: compute it in `summarize` and declare it in `pipeline.schemas.TestMetrics`.
+To add a score to the test: compute it in `summarize` and declare it in `pipeline.metrics_schemas.TestMetrics`.
 """
 
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from sklearn.metrics import accuracy_score, confusion_matrix, log_loss, precision_recall_fscore_support
 
-from vision.pipeline.schemas import CalibrationBin, ClassScores
+from vision.pipeline.metrics_schemas import CalibrationBin, ClassScores
 
 
 def summarize(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """What a training prints: a progress bar with the remaining time, and a line per epoch."""
 
 from vision.core.loop import EpochMetrics
-from vision.core.metrics import Progress
+from vision.core.meter import Progress
 from vision.pipeline.progress import bar
 
 

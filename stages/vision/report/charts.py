@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from vision.pipeline.formatting import shorten
-from vision.pipeline.schemas import CalibrationBin, ClassScores, HistoryRow
+from vision.pipeline.metrics_schemas import CalibrationBin, ClassScores, HistoryRow
 from vision.report.results import Results
 
 Theme = Literal["light", "dark"]

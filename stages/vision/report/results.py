@@ -9,7 +9,7 @@ from PIL import Image, UnidentifiedImageError
 from typing_extensions import TypedDict
 
 from vision.pipeline.errors import UserError
-from vision.pipeline.schemas import (
+from vision.pipeline.metrics_schemas import (
     CalibrationBin,
     ClassScores,
     DatasetMetrics,

@@ -6,8 +6,8 @@ import torch
 from torchvision.models import resnet18
 
 from vision.artifacts.pretrained import load_pretrained, pretrained_image_size
-from vision.core.models import classifier
 from vision.core.models.classifier import Classifier, InputSpec
+from vision.core.models.registry import create_model
 from vision.pipeline.errors import UserError
 
 SMALL_IMAGES = InputSpec([32, 32, 3], [0.5] * 3, [0.2] * 3)
@@ -16,7 +16,7 @@ SMALL_IMAGES = InputSpec([32, 32, 3], [0.5] * 3, [0.2] * 3)
 def network(classes: int, seed: int = 0, widths: tuple[int, ...] = (4, 8)) -> Classifier:
     torch.manual_seed(seed)
     options = {"widths": list(widths), "depth": 1}
-    return classifier.build("convnet", options, InputSpec([16, 16, 3], [0.1 * classes] * 3, [0.2] * 3), classes)
+    return create_model("convnet", options, InputSpec([16, 16, 3], [0.1 * classes] * 3, [0.2] * 3), classes)
 
 
 @pytest.mark.parametrize("classes", [3, 5])
@@ -36,7 +36,7 @@ def test_a_state_dict_of_torchvisions_own_is_taken(tmp_path: Path) -> None:
     torch.manual_seed(1)
     source = resnet18(num_classes=1000)
     torch.save(source.state_dict(), tmp_path / "resnet18.pth")
-    model = classifier.build("resnet18", {"stem": "standard"}, SMALL_IMAGES, 4)
+    model = create_model("resnet18", {"stem": "standard"}, SMALL_IMAGES, 4)
     load_pretrained(model, "resnet18", str(tmp_path / "resnet18.pth"))
     state = model.network.state_dict()
     assert torch.equal(state["layer4.1.conv2.weight"], source.layer4[1].conv2.weight)
@@ -52,7 +52,7 @@ def test_the_size_that_pretrained_weights_want_is_known() -> None:
 def test_weights_that_cannot_be_downloaded_can_be_supplied(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
-    model = classifier.build("resnet18", {"stem": "standard"}, SMALL_IMAGES, 4)
+    model = create_model("resnet18", {"stem": "standard"}, SMALL_IMAGES, 4)
     with pytest.raises(UserError) as error:
         load_pretrained(model, "resnet18", "pretrained")
     assert "params.yaml: model.weights: pretrained: cannot be downloaded or read (" in str(error.value)
@@ -63,7 +63,7 @@ def test_weights_that_cannot_be_downloaded_can_be_supplied(monkeypatch: pytest.M
 def test_the_older_forms_that_torchvision_offers_are_taken(tmp_path: Path) -> None:
     """Without the counters of batches, and with the names that DenseNet's layers had before."""
     torch.manual_seed(1)
-    source = classifier.build("densenet121", {"stem": "standard"}, SMALL_IMAGES, 4).network.state_dict()
+    source = create_model("densenet121", {"stem": "standard"}, SMALL_IMAGES, 4).network.state_dict()
     older = {
         re.sub(r"(denselayer\d+\.(?:norm|conv))([12])\.", r"\1.\2.", name): value
         for name, value in source.items()
@@ -71,7 +71,7 @@ def test_the_older_forms_that_torchvision_offers_are_taken(tmp_path: Path) -> No
     }
     assert "features.denseblock1.denselayer1.norm.1.weight" in older
     torch.save(older, tmp_path / "old.pth")
-    model = classifier.build("densenet121", {"stem": "standard"}, SMALL_IMAGES, 5)
+    model = create_model("densenet121", {"stem": "standard"}, SMALL_IMAGES, 5)
     load_pretrained(model, "densenet121", str(tmp_path / "old.pth"))
     for name, value in model.network.state_dict().items():
         assert name.startswith("classifier") or torch.equal(value, source[name]), name

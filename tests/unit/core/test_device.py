@@ -17,14 +17,15 @@ from small_training import train_config
 from vision.core import loop
 from vision.core.data import ImageDataset
 from vision.core.device import compute_deterministically
-from vision.core.models import classifier
+from vision.core.models.classifier import InputSpec
+from vision.core.models.registry import create_model
 if sys.argv[1] == "deterministic":
     compute_deterministically()
 images = torch.randint(0, 256, (200, 16, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 train = ImageDataset(images, torch.arange(200) % 4)
 torch.manual_seed(0)
-inputs = classifier.InputSpec([16, 16, 3], [0.4] * 3, [0.2] * 3)
-model = classifier.build("convnet", {"widths": [8, 16], "depth": 1}, inputs, 4)
+inputs = InputSpec([16, 16, 3], [0.4] * 3, [0.2] * 3)
+model = create_model("convnet", {"widths": [8, 16], "depth": 1}, inputs, 4)
 model.initialize_from(images)
 augment = {"rotation": 5.0, "color_jitter": [0.1] * 4, "cutout": 3, "mixup": 0.4, "cutmix": 0.4}
 config = train_config(

@@ -4,7 +4,8 @@ from torch import nn
 
 from vision.core import flops
 from vision.core.flops import peak_flops, training_flops
-from vision.core.models import classifier
+from vision.core.models.classifier import InputSpec
+from vision.core.models.registry import create_model
 
 
 class TwoLayers(nn.Module):
@@ -34,8 +35,8 @@ def test_training_flops_are_those_counted_by_hand(count: int) -> None:
 
 
 def test_the_whitening_layer_has_no_backward_pass() -> None:
-    inputs = classifier.InputSpec([32, 32, 3], [0.5] * 3, [0.25] * 3)
-    model = classifier.build("convnet", {"widths": [8], "depth": 1}, inputs, 10)
+    inputs = InputSpec([32, 32, 3], [0.5] * 3, [0.25] * 3)
+    model = create_model("convnet", {"widths": [8], "depth": 1}, inputs, 10)
     pixels = 31 * 31
     first, block, last = 2 * pixels * 24 * 3 * 4, 2 * pixels * 8 * 24 * 9, 2 * 8 * 10
     assert training_flops(model, torch.zeros(1, 32, 32, 3, dtype=torch.uint8)) == first + 2 * block + 3 * last

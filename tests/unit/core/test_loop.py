@@ -14,7 +14,7 @@ from vision.core.amx_convolution import pack_rows
 from vision.core.config import TrainConfig
 from vision.core.data import ImageDataset
 from vision.core.inference import predict
-from vision.core.models import classifier
+from vision.core.models.registry import create_model
 
 NO_AUGMENTATION = {"flip": "none", "crop_padding": 0}
 ALL_AUGMENTATIONS = {"rotation": 10.0, "color_jitter": [0.2] * 4, "cutout": 3, "mixup": 0.4, "cutmix": 0.4}
@@ -111,7 +111,7 @@ def test_amx_convolution_is_used_on_auto_where_the_cpu_has_amx_and_never_on_off(
     def losses(amx: bool, **changes: Any) -> tuple[float, float]:
         monkeypatch.setattr(amx_convolution, "cpu_capabilities", lambda: {"amx_bf16": amx})
         torch.manual_seed(0)
-        model = classifier.build("convnet", {"widths": [128, 128], "depth": 2}, INPUTS, 4)
+        model = create_model("convnet", {"widths": [128, 128], "depth": 2}, INPUTS, 4)
         model.initialize_from(train.images)
         config = train_config(dtype=torch.bfloat16, epochs=2, keep="last", **changes)
         last = loop.fit(model, train, val, config).history[-1]
@@ -205,7 +205,7 @@ def test_the_history_agrees_with_a_loop_over_single_images_in_float64() -> None:
     train, val = striped_images(60, seed=1), striped_images(40, seed=2)
     options = {"widths": [4], "depth": 1, "kernel": 3, "padding": "same", "batch_norm": False, "hidden": [8]}
     torch.manual_seed(0)
-    model = classifier.build("plain_cnn", {**options, "dropout": 0.0}, INPUTS, 4)
+    model = create_model("plain_cnn", {**options, "dropout": 0.0}, INPUTS, 4)
     reference = ReferenceLoop(model.network, train, val)
     batches: list[Tensor] = []
     model.register_forward_pre_hook(lambda model, inputs: batches.append(inputs[0].clone()) if model.training else None)

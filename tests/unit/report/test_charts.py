@@ -11,7 +11,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 
-from vision.pipeline.schemas import CalibrationBin, ClassScores, HistoryRow
+from vision.pipeline.metrics_schemas import CalibrationBin, ClassScores, HistoryRow
 from vision.report import charts
 
 CLASSES = ["cat", "dog", "a class with a name that is far too long"]

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from vision.pipeline.errors import UserError
-from vision.pipeline.schemas import ClassScores, Environment, HistoryRow, RunRecord, SplitCounts, TrainMetrics
+from vision.pipeline.metrics_schemas import ClassScores, Environment, HistoryRow, RunRecord, SplitCounts, TrainMetrics
 from vision.storage import tables
 
 NAMES = st.text(st.characters(codec="utf-8", exclude_characters="\r"))

@@ -7,22 +7,23 @@ from torch import nn
 
 import recomputed
 from vision.core.inference import autocast
-from vision.core.models import classifier
+from vision.core.models.classifier import Classifier, InputSpec
 from vision.core.models.convnet import ConvNet
 from vision.core.models.plain_cnn import FastDropout
+from vision.core.models.registry import create_model
 
 
-def small_convnet(channels: int = 3, classes: int = 10) -> classifier.Classifier:
+def small_convnet(channels: int = 3, classes: int = 10) -> Classifier:
     return build("convnet", {"widths": [8, 16, 16], "depth": 2}, [32, 32, channels], classes)
 
 
 def build(
     name: str, options: dict[str, object], shape: list[int] | None = None, classes: int = 10, size: int | None = None
-) -> classifier.Classifier:
+) -> Classifier:
     torch.manual_seed(0)
     shape = shape or [32, 32, 3]
-    inputs = classifier.InputSpec(shape, [0.4] * shape[-1], [0.2] * shape[-1], size)
-    return classifier.build(name, options, inputs, classes)
+    inputs = InputSpec(shape, [0.4] * shape[-1], [0.2] * shape[-1], size)
+    return create_model(name, options, inputs, classes)
 
 
 def random_images(*shape: int) -> torch.Tensor:
@@ -39,7 +40,7 @@ def test_any_image_size_gives_one_logit_per_class(height: int, width: int, chann
 
 
 def test_normalization_is_part_of_the_model() -> None:
-    model = classifier.Classifier(nn.Identity(), mean=[0.5, 0.25, 0.0], std=[0.5, 0.1, 1.0])
+    model = Classifier(nn.Identity(), mean=[0.5, 0.25, 0.0], std=[0.5, 0.1, 1.0])
     images = torch.randint(0, 256, (2, 4, 5, 3), dtype=torch.uint8)
     expected = (images.double() / 255 - torch.tensor([0.5, 0.25, 0.0])) / torch.tensor([0.5, 0.1, 1.0])
     normalized = model.normalize(images)
