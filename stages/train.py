@@ -65,12 +65,12 @@ def main() -> None:
             seconds = checkpoint.seconds if checkpoint else preparation
             recorder = Recorder(model, train.images[:1], peak, run, trial, checkpoints, seconds)
             try:
-                state = checkpoint.fit if checkpoint else None
+                state = checkpoint.training_state if checkpoint else None
                 fit_result = fit_with_progress(model, train, val, train_config(params, dtype), recorder, state)
             except loop.DivergenceError as error:
                 checkpoints.remove()
                 trial.end("diverged")
-                raise UserError(f"diverged: {error} is not a finite number; {lower_lr(params.train)}") from None
+                raise UserError(f"diverged: {error}; {divergence_advice(params.train)}") from None
             results = collect_results(fit_result, recorder, device, dtype)
             save_model(ROOT / "models", model, model_config)
             write_metrics(results, run.record)
@@ -111,14 +111,14 @@ def check_patience(params: Train, val: ImageDataset) -> None:
 
 def train_config(params: Params, dtype: torch.dtype) -> TrainConfig:
     """Collect the parameters of the training for `vision.core`."""
-    of_the_stage = {"device", "precision", "deterministic", "checkpoint_seconds"}
+    stage_only = {"device", "precision", "deterministic", "checkpoint_seconds"}
     return TrainConfig(
         seed=params.seed,
         dtype=dtype,
         freeze_epochs=params.model.freeze_epochs,
         optimizer=OptimizerConfig(**params.train.optimizer.model_dump()),
         augment=AugmentConfig(**params.train.augment.model_dump()),
-        **params.train.model_dump(exclude={"optimizer", "augment", *of_the_stage}),
+        **params.train.model_dump(exclude={"optimizer", "augment", *stage_only}),
     )
 
 
@@ -198,7 +198,7 @@ def fit_with_progress(
         return loop.fit(model, train, val, config, callbacks, state)
 
 
-def lower_lr(params: Train) -> str:
+def divergence_advice(params: Train) -> str:
     """Advise a training that diverged."""
     advice = f"lower train.lr (now {params.lr:g})"
     if params.optimizer.name == "muon":

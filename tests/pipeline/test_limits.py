@@ -238,7 +238,7 @@ def plain_cnn(**values: Any) -> dict[str, Any]:
 
 WORKS = ""
 SCHEDULES = ("constant", "step", "cosine", "linear", "one_cycle")
-DIVERGED = "diverged: * is not a finite number; lower train.lr (now *)"
+DIVERGED = "diverged: * loss is not finite*; lower train.lr (now *)"
 PREPROCESS = {
     "the largest images": ({"image_size": 1024, "train_limit": 20}, WORKS),
     "the smallest images": ({"image_size": 8}, WORKS),

@@ -34,21 +34,23 @@ class Checkpoint:
     """A training in progress.
 
     Attributes:
-        fit: the state that `vision.core.loop.fit` resumes from.
+        training_state: the state that `vision.core.loop.fit` resumes from.
         run: the record of the tracked run, as in metrics/run.json.
         seconds: duration of the training so far, in all processes.
         saved_at: Unix time.
     """
 
-    fit: State
+    training_state: State
     run: dict[str, Any]
     seconds: float
     saved_at: float = field(default_factory=time.time)
 
     def describe(self) -> str:
         """Say how far the training was: `step 3 of epoch 2, saved 10 s ago`."""
-        epochs, step = len(self.fit["history"]), self.fit["meter"]["step"]
-        position = f"step {step} of epoch {epochs + 1}" if len(self.fit["remaining"]) else f"the end of epoch {epochs}"
+        state, epochs = self.training_state, len(self.training_state["history"])
+        position = f"the end of epoch {epochs}"
+        if len(state["remaining"]):
+            position = f"step {state['meter']['step']} of epoch {epochs + 1}"
         return f"{position}, saved {time.time() - self.saved_at:.0f} s ago"
 
 

@@ -70,4 +70,4 @@ class TTAConfig:
     batch_size: int
     dtype: torch.dtype
     tta: TTA
-    fraction: float = 1.0
+    fraction: float

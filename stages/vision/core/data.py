@@ -37,9 +37,9 @@ class Batch(NamedTuple):
     weights: Tensor | None = None
 
 
-def batches_per_epoch(images: int, batch_size: int) -> int:
-    """Return the number of complete batches of `images` images, or 1 if there are fewer than one batch."""
-    return max(1, images // batch_size)
+def batches_per_epoch(num_images: int, batch_size: int) -> int:
+    """Return the number of complete batches of `num_images` images, or 1 if there are fewer than one batch."""
+    return max(1, num_images // batch_size)
 
 
 def epoch_indices(candidates: Tensor, batch_size: int, generator: torch.Generator) -> Tensor:
@@ -65,8 +65,8 @@ def iter_batches(
 ) -> Iterator[list[Batch]]:
     """Yield the batches of an epoch, in lists of one or more.
 
-    Small batches are gathered and augmented several at a time, because the number of operations costs more than their
-    size. All random numbers of a list are drawn before it is yielded.
+    Several small batches are gathered and augmented at once, because for small batches the overhead per operation
+    dominates. All random numbers of a list are drawn before it is yielded.
 
     Args:
         dataset: the images and labels.

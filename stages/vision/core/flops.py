@@ -1,4 +1,7 @@
-"""The arithmetic of a training, and the peak performance of the hardware: how close a training is to the limit."""
+"""The FLOPs of a training per image, and the measured peak FLOPs per second of the device.
+
+The ratio of the speed of a training to the peak shows how well the training uses the device.
+"""
 
 import time
 
@@ -24,11 +27,13 @@ def peak_flops(device: torch.device, dtype: torch.dtype, seconds: float = 0.4) -
     matmul = torch.backends.cuda.matmul
     previous_setting = matmul.allow_tf32
     matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
-    _time_matmul(a, b)  # warm-up
-    fastest, deadline = float("inf"), time.perf_counter() + seconds
-    while time.perf_counter() < deadline:
-        fastest = min(fastest, _time_matmul(a, b))
-    matmul.allow_tf32 = previous_setting
+    try:
+        _time_matmul(a, b)  # warm-up
+        fastest, deadline = float("inf"), time.perf_counter() + seconds
+        while time.perf_counter() < deadline:
+            fastest = min(fastest, _time_matmul(a, b))
+    finally:
+        matmul.allow_tf32 = previous_setting
     return 2 * size**3 / fastest
 
 

@@ -44,7 +44,7 @@ def predict(
     images: Tensor,
     batch_size: int,
     dtype: torch.dtype,
-    on_batch: Callable[[int], object] = lambda images: None,
+    on_batch: Callable[[int], object] = lambda num_images: None,
 ) -> Tensor:
     """Compute the logits of images, with the model in evaluation mode.
 
@@ -75,7 +75,7 @@ def predict_tta(
     images: Tensor,
     logits: Tensor,
     config: TTAConfig,
-    on_batch: Callable[[int], object] = lambda images: None,
+    on_batch: Callable[[int], object] = lambda num_images: None,
 ) -> Tensor:
     """Average the logits of several views, for the images with the lowest maximum probability.
 
@@ -92,10 +92,10 @@ def predict_tta(
     Returns:
         float32 [N, classes]; the rows of all other images are those of `logits`.
     """
-    selected = logits.softmax(1).amax(1).topk(round(config.fraction * len(images)), largest=False).indices
-    if len(selected) == 0:
+    if count_extra_views(len(images), config) == 0:
         return logits
     extra_views = _EXTRA_VIEWS[config.tta]
+    selected = logits.softmax(1).amax(1).topk(round(config.fraction * len(images)), largest=False).indices
     result = logits.clone()
     result[selected] *= 1 - sum(view.weight for view in extra_views)
     table = images.view(len(images), -1)  # faster to index than `images`, see `data.iter_batches`
@@ -110,6 +110,6 @@ def predict_tta(
     return result
 
 
-def count_extra_views(images: int, config: TTAConfig) -> int:
-    """Return the number of views that `predict_tta` computes for so many images."""
-    return len(_EXTRA_VIEWS[config.tta]) * round(config.fraction * images)
+def count_extra_views(num_images: int, config: TTAConfig) -> int:
+    """Return the number of views that `predict_tta` computes for `num_images` images."""
+    return len(_EXTRA_VIEWS[config.tta]) * round(config.fraction * num_images)

@@ -160,7 +160,7 @@ class _Loop:
         if len(self.remaining):
             meter.load_state_dict(self.meter_state)
         else:
-            hardest = self.trainer.hardest_images(plan.images)
+            hardest = self.trainer.hardest_indices(plan.num_images)
             self.remaining = epoch_indices(hardest, self.config.batch_size, self.trainer.generator)
         self._train_epoch(dataset, meter)
         self._add_epoch(self._epoch_metrics(plan, meter))
@@ -190,7 +190,7 @@ class _Loop:
             epoch=plan.epoch,
             lr=meter.lr,
             image_scale=plan.image_scale,
-            images=meter.images,
+            images=meter.num_images,
             train_loss=progress.loss,
             train_accuracy=progress.accuracy,
             val_loss=val_loss,
@@ -206,7 +206,7 @@ class _Loop:
         logits = predict(self.trainer.eval_model, images, max(self.config.batch_size, 500), self.config.dtype)
         loss = F.cross_entropy(logits, labels).item()
         if not math.isfinite(loss):
-            raise DivergenceError("validation loss")
+            raise DivergenceError("validation loss is not finite")
         return loss, (logits.argmax(1) == labels).sum().item() / len(labels)
 
     def _add_epoch(self, epoch: EpochMetrics) -> None:

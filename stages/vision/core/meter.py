@@ -45,7 +45,7 @@ class Meter:
         self.plan = plan
         self.on_progress = on_progress
         self.start_time = self._report_time = time.perf_counter()
-        self.step = self.images = self.correct = 0
+        self.step = self.num_images = self.correct = 0
         self.loss = self.lr = 0.0
         self._pending: list[tuple[Tensor, Tensor, Tensor]] = []
 
@@ -62,7 +62,7 @@ class Meter:
             DivergenceError: the sum of the losses is not finite; checked at each report.
         """
         self.step += 1
-        self.images += len(labels)
+        self.num_images += len(labels)
         self.lr = max(self.lr, lr)
         self._pending.append((loss.detach(), logits.detach(), labels))
         if time.perf_counter() - self._report_time > _REPORT_SECONDS:
@@ -79,9 +79,9 @@ class Meter:
         progress = Progress(
             epoch=self.plan.epoch,
             fraction=self.plan.start + (self.plan.end - self.plan.start) * self.step / self.plan.steps,
-            loss=self.loss / self.images,
-            accuracy=self.correct / self.images,
-            images_per_s=self.images / (self._report_time - self.start_time),
+            loss=self.loss / self.num_images,
+            accuracy=self.correct / self.num_images,
+            images_per_s=self.num_images / (self._report_time - self.start_time),
         )
         self.on_progress(progress)
         return progress
@@ -89,7 +89,7 @@ class Meter:
     def state_dict(self) -> dict[str, Any]:
         """Return the sums and the seconds so far."""
         self._sum_pending()
-        sums = {name: getattr(self, name) for name in ("step", "images", "correct", "loss", "lr")}
+        sums = {name: getattr(self, name) for name in ("step", "num_images", "correct", "loss", "lr")}
         return {**sums, "seconds": time.perf_counter() - self.start_time}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -107,4 +107,5 @@ class Meter:
                 self.loss += loss * len(labels[0])  # all batches of an epoch have the same size
             self.correct += int((torch.cat(logits).argmax(1) == torch.cat(labels)).sum())
         if not math.isfinite(self.loss):
-            raise DivergenceError(f"training loss in epoch {self.plan.epoch}, step {self.step} of {self.plan.steps}")
+            position = f"epoch {self.plan.epoch}, step {self.step} of {self.plan.steps}"
+            raise DivergenceError(f"training loss is not finite in {position}")

@@ -83,7 +83,7 @@ class Trainer:
                 if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)):
                     module.eval()
 
-    def hardest_images(self, count: int) -> Tensor:
+    def hardest_indices(self, count: int) -> Tensor:
         """Return the indices, int64 [count], of the images with the highest loss when they were last seen."""
         return self.losses.topk(count).indices
 

@@ -34,10 +34,10 @@ MAX_FAILURES = 3
 """The search stops after this many failed trials in a row."""
 
 POLL_SECONDS = 0.2
-"""Time between two looks at the processes, which do not read the database."""
+"""Seconds between polls of the child processes; a poll does not read the database."""
 
 REFRESH_SECONDS = 2.0
-"""Time between two updates of the status line, which read the database."""
+"""Seconds between updates of the status line; an update reads the database."""
 
 
 @dataclass(frozen=True)

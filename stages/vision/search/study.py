@@ -63,6 +63,17 @@ def open_study(storage: RDBStorage, search: Search, seed: int, epochs: int) -> o
     return study
 
 
+def load_study(storage: RDBStorage, name: str, search: Search, epochs: int) -> optuna.Study:
+    """Load an existing study, to report to it; the arguments are those of `open_study`.
+
+    Raises:
+        KeyError: there is no such study.
+        UserError: the database cannot be read.
+    """
+    with _report_unusable_database():
+        return optuna.load_study(study_name=name, storage=storage, pruner=_create_pruner(search.pruner, epochs))
+
+
 def prepare_study(study: optuna.Study, params: Params) -> None:
     """Make a new or an existing study ready for more trials.
 
@@ -105,9 +116,16 @@ def count_finished(study: optuna.Study) -> int:
 
 
 def rank_trials(study: optuna.Study) -> list[FrozenTrial]:
-    """The finished trials, best first: complete trials by accuracy, then pruned trials by their last accuracy."""
-    trials = study.get_trials(deepcopy=False, states=FINISHED)
-    return sorted(trials, key=lambda trial: (trial.state == TrialState.COMPLETE, trial.value or 0.0), reverse=True)
+    """Return the finished trials, best first.
+
+    Complete trials come first, by accuracy. Pruned trials follow, by the last accuracy that they reported. Trials that
+    diverged come last.
+    """
+
+    def rank(trial: FrozenTrial) -> tuple[bool, bool, float]:
+        return trial.state == TrialState.COMPLETE, not _diverged(trial), trial.value or 0.0
+
+    return sorted(study.get_trials(deepcopy=False, states=FINISHED), key=rank, reverse=True)
 
 
 def format_table(study: optuna.Study, rows: int = 10) -> str:
@@ -127,13 +145,18 @@ def format_best(study: optuna.Study) -> str:
     """One line that names the best trial and the command that applies it; the study has a finished trial."""
     ranked = rank_trials(study)
     best = ranked[0]
-    if "val_accuracy" not in best.user_attrs:
-        return f"search: all {len(ranked)} trials diverged; search smaller learning rates"
+    if _diverged(best):
+        trials = "the only trial" if len(ranked) == 1 else f"all {len(ranked)} trials"
+        return f"search: {trials} diverged; search smaller learning rates"
     name = f"{study.study_name}-{best.number}"
     return (
         f"search: the best of {len(ranked)} trial{'s'[: len(ranked) != 1]} is {name}, validation accuracy "
         f"{best.user_attrs['val_accuracy']:.2%}; `dvc exp apply {name}` applies it to the workspace"
     )
+
+
+def _diverged(trial: FrozenTrial) -> bool:
+    return trial.user_attrs.get("ended") == "diverged"
 
 
 def _create_pruner(name: str | None, epochs: int) -> optuna.pruners.BasePruner:

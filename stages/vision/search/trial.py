@@ -17,7 +17,7 @@ _VARIABLE = "SEARCH_TRIAL"
 
 
 class Trial:
-    """The trial that this process runs. This class is for a process outside a search: it does nothing."""
+    """Stands in for a trial outside a search; does nothing."""
 
     def __init__(self) -> None:
         """Outside a search there are no tags, and nothing is pruned."""
@@ -54,13 +54,12 @@ class StudyTrial(Trial):
         """
         import optuna
 
-        from vision.search.study import DATABASE, open_storage, open_study
+        from vision.search.study import DATABASE, load_study, open_storage
 
         super().__init__()
         storage = open_storage()
-        settings = params.search.model_copy(update={"study": study_name})
-        study = open_study(storage, settings, params.seed, params.train.epochs)
         try:
+            study = load_study(storage, study_name, params.search, params.train.epochs)
             study_id = storage.get_study_id_from_name(study_name)
             trial_id = storage.get_trial_id_from_study_id_trial_number(study_id, number)
         except KeyError:

@@ -23,8 +23,8 @@ def folder(tmp_path: Path) -> Path:
 
 
 def checkpoint(step: int) -> Checkpoint:
-    fit = {"step": step, "weights": {"w": torch.arange(1000.0) + step}, "history": [{"loss": 0.1, "val_loss": None}]}
-    return Checkpoint(fit, {"mlflow": {"run_id": "abc"}, "tensorboard": None}, seconds=1.5 * step, saved_at=7.0)
+    state = {"step": step, "weights": {"w": torch.arange(1000.0) + step}, "history": [{"loss": 0.1, "val_loss": None}]}
+    return Checkpoint(state, {"mlflow": {"run_id": "abc"}, "tensorboard": None}, seconds=1.5 * step, saved_at=7.0)
 
 
 def save(saved: Checkpoints, *steps: int) -> None:
@@ -38,10 +38,10 @@ def latest(folder: Path) -> int | None:
         found = saved.load_latest()
     if found is None:
         return None
-    expected = checkpoint(found.fit["step"])
-    assert torch.equal(found.fit.pop("weights")["w"], expected.fit.pop("weights")["w"])
+    expected = checkpoint(found.training_state["step"])
+    assert torch.equal(found.training_state.pop("weights")["w"], expected.training_state.pop("weights")["w"])
     assert found == expected
-    return found.fit["step"]
+    return found.training_state["step"]
 
 
 def test_the_newest_is_found_and_two_are_kept(folder: Path) -> None:
@@ -216,8 +216,8 @@ from vision.artifacts.checkpoint import Checkpoint, open_checkpoints
 weights = torch.zeros(1_000_000)
 with open_checkpoints(Path(sys.argv[1]), 1e-9) as saved:
     found = saved.load_latest()
-    print(found.fit["step"] if found else 0, flush=True)
-    for step in range(found.fit["step"] + 1 if found else 1, 10**9):
+    print(found.training_state["step"] if found else 0, flush=True)
+    for step in range(found.training_state["step"] + 1 if found else 1, 10**9):
         saved.next_save = 0
         saved.save_if_due(lambda: Checkpoint({"step": step, "weights": weights.fill_(step)}, {}, 0.0))
 """
@@ -244,5 +244,5 @@ def test_killed_in_the_midst_of_saving_there_is_always_a_whole_one(folder: Path)
     with open_checkpoints(folder, 60) as saved:
         found = saved.load_latest()
     assert found is not None
-    assert found.fit["step"] > reached[-1]
-    assert bool((found.fit["weights"] == found.fit["step"]).all())
+    assert found.training_state["step"] > reached[-1]
+    assert bool((found.training_state["weights"] == found.training_state["step"]).all())

@@ -48,6 +48,17 @@ def test_peak_flops_are_those_of_the_fastest_product(monkeypatch: pytest.MonkeyP
     assert peak_flops(torch.device("cpu"), torch.float32, seconds=0.05) == 2 * 2048**3 / 0.25
 
 
+def test_an_interrupted_measurement_restores_the_setting_of_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(a: torch.Tensor, b: torch.Tensor) -> float:
+        assert torch.backends.cuda.matmul.allow_tf32, "as convolutions, by default"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(flops, "_time_matmul", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        peak_flops(torch.device("cpu"), torch.float32)
+    assert not torch.backends.cuda.matmul.allow_tf32
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_larger_products_take_longer(dtype: torch.dtype) -> None:
     small, large = (torch.ones(size, size, dtype=dtype) for size in (8, 1024))

@@ -311,7 +311,7 @@ def test_without_validation_images_the_last_weights_are_kept() -> None:
 def test_a_loss_that_is_not_finite_is_an_error_that_names_the_step() -> None:
     train = striped_images(300, seed=1)
     config = train_config(optimizer={"name": "sgd"}, lr=1e30)
-    with pytest.raises(loop.DivergenceError, match=r"training loss in epoch 1, step \d of 6"):
+    with pytest.raises(loop.DivergenceError, match=r"training loss is not finite in epoch 1, step \d of 6"):
         loop.fit(small_convnet(train), train, NO_IMAGES, config)
 
 

@@ -16,8 +16,8 @@ def test_values_get_equal_parts_of_the_epochs_and_the_last_epoch_the_last_value(
 
 def test_the_first_epoch_uses_all_images_and_each_at_least_one_batch() -> None:
     config = train_config(epochs=4, batch_size=50, hard_example_fraction=[0.5, 0.5, 0.25, 0.01])
-    assert [(plan.images, plan.steps) for plan in plan_epochs(config, 230)] == [(230, 4), (115, 2), (58, 1), (50, 1)]
-    assert [(plan.images, plan.steps) for plan in plan_epochs(config, 30)] == [(30, 1)] * 4
+    for num_images, expected in ((230, [(230, 4), (115, 2), (58, 1), (50, 1)]), (30, [(30, 1)] * 4)):
+        assert [(plan.num_images, plan.steps) for plan in plan_epochs(config, num_images)] == expected
 
 
 def test_smaller_and_fewer_images_are_less_work() -> None:

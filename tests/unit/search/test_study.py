@@ -13,14 +13,15 @@ def reopen(params: Params) -> optuna.Study:
     return studies.open_study(studies.open_storage(), params.search, params.seed, params.train.epochs)
 
 
-def add_trial(study: optuna.Study, accuracy: float | None, reason: str) -> None:
-    """A trial that has ended as the search process records it."""
+def add_trial(study: optuna.Study, accuracy: float | None, reason: str, reported: float | None = None) -> None:
+    """A trial that has ended as the search process records it; `reported` is the accuracy of its last epoch."""
     trial = study.ask()
     trial.suggest_float("train.lr", 0.1, 0.2)
     trial.set_user_attr("ended", reason)
     if accuracy is not None:
         trial.set_user_attr("val_accuracy", accuracy)
-        trial.report(accuracy, 1)
+    if (reported := accuracy if reported is None else reported) is not None:
+        trial.report(reported, 1)
     if reason == "finished":
         study.tell(trial, accuracy)
     else:
@@ -74,4 +75,14 @@ def test_complete_trials_come_before_pruned_ones(study: optuna.Study) -> None:
 
 def test_a_study_that_diverged_says_what_to_change(study: optuna.Study) -> None:
     add_trial(study, None, "diverged")
-    assert studies.format_best(study) == "search: all 1 trials diverged; search smaller learning rates"
+    assert studies.format_best(study) == "search: the only trial diverged; search smaller learning rates"
+    add_trial(study, None, "diverged")
+    assert studies.format_best(study) == "search: all 2 trials diverged; search smaller learning rates"
+
+
+def test_trials_that_diverged_come_last(study: optuna.Study) -> None:
+    """A trial may report accuracies, higher ones than a pruned trial, before it diverges."""
+    add_trial(study, None, "diverged", reported=0.4)
+    add_trial(study, 0.3, "pruned")
+    assert [trial.number for trial in studies.rank_trials(study)] == [1, 0]
+    assert "the best of 2 trials is s-1, validation accuracy 30.00%" in studies.format_best(study)

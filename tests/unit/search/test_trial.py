@@ -81,8 +81,12 @@ def test_a_trial_that_the_search_has_ended_stops_with_one_line(
 
 def test_a_trial_that_does_not_exist_stops_with_one_line(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
     set_environment(monkeypatch, 7)
-    with pytest.raises(UserError, match=r"optuna\.db: study s has no trial 7"):
-        current_trial(params)
+    storage = studies.open_storage()
+    for existing in ([], ["s"]):
+        with pytest.raises(UserError, match=r"optuna\.db: study s has no trial 7"):
+            current_trial(params)
+        assert optuna.get_all_study_names(storage) == existing, "no study is created"
+        studies.open_study(storage, params.search, params.seed, params.train.epochs)
 
 
 def test_a_damaged_database_does_not_stop_the_training(

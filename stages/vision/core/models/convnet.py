@@ -9,6 +9,7 @@ arXiv:2404.00498):
 - Convolutions are initialized to the identity.
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import cast
 
@@ -31,8 +32,8 @@ class ConvNet(nn.Module):
         whitened_channels = 2 * channels * 2 * 2
         # The whitening layer is not trained, so no gradient is computed at full size. That saves 10% of a step.
         self.first = nn.Conv2d(channels, whitened_channels, kernel_size=2, bias=False).requires_grad_(False)
-        inputs = [whitened_channels, *widths]
-        self.blocks = nn.Sequential(*(Block(a, b, depth) for a, b in zip(inputs, widths, strict=False)))
+        block_channels = [whitened_channels, *widths]
+        self.blocks = nn.Sequential(*(Block(a, b, depth) for a, b in itertools.pairwise(block_channels)))
         self.last = nn.Linear(widths[-1], classes, bias=False)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -62,23 +63,23 @@ class ConvNet(nn.Module):
 class Block(nn.Module):
     """`depth` 3x3 convolutions, each followed by batch normalization and SiLU; 2x2 pooling follows the first one."""
 
-    def __init__(self, inputs: int, outputs: int, depth: int) -> None:
-        """Create the layers for `inputs` input channels and `outputs` output channels."""
+    def __init__(self, in_channels: int, out_channels: int, depth: int) -> None:
+        """Create the layers of `depth` convolutions."""
         super().__init__()
         self.convs = nn.ModuleList(
-            nn.Conv2d(inputs if i == 0 else outputs, outputs, kernel_size=3, padding=1, bias=False)
+            nn.Conv2d(in_channels if i == 0 else out_channels, out_channels, kernel_size=3, padding=1, bias=False)
             for i in range(depth)
         )
         for conv in self.convs:
             weight = cast(Tensor, conv.weight)
             nn.init.dirac_(weight[: weight.shape[1]].detach())
         # A running average over only the last few batches, because weights change fast in a short training.
-        self.norms = nn.ModuleList(nn.BatchNorm2d(outputs, momentum=0.4) for _ in range(depth))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(out_channels, momentum=0.4) for _ in range(depth))
         for norm in self.norms:
             norm.weight.requires_grad_(False)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Map [N, inputs, H, W] to [N, outputs, H // 2, W // 2]; a side of one pixel stays."""
+        """Map [N, in_channels, H, W] to [N, out_channels, H // 2, W // 2]; a side of one pixel stays."""
         for i, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
             features = conv(features)
             if i == 0:

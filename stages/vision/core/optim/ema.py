@@ -11,8 +11,8 @@ class ModelEMA:
     """A copy of a model whose parameters and buffers are an exponential moving average of the model's.
 
     The first update copies the model. Each later one sets `average = decay * average + (1 - decay) * model`. Integer
-    buffers are copied. If `decay` is near 1, only every n-th step counts, with decay^n, which saves passes over memory.
-    n is 0.02 / (1 - decay), which is 20 for `decay` 0.999.
+    buffers are copied. If `decay` is near 1, the average is updated every n steps, with decay**n, which saves
+    passes over memory. n is 0.02 / (1 - decay), rounded, and at least 1; it is 20 for `decay` 0.999.
 
     The same as torch.optim.swa_utils.AveragedModel with `use_buffers=True`, which takes seven times as long for a small
     network because it collects the parameters at every step.

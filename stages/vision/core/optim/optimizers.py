@@ -1,5 +1,7 @@
 """Build the optimizers: PyTorch's, and Muon for the weights of convolutions."""
 
+from typing import assert_never
+
 import torch
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
@@ -25,14 +27,19 @@ def build_optimizers(
         One or two optimizers; the first one has the learning rate `lr`.
     """
     params = [param for param in model.parameters() if param.requires_grad]
-    if config.name == "muon":
-        return _muon_and_adamw(params, config, lr, dtype)
     # One kernel for all parameters is several times faster if they are small.
     fused = True if all(param.device.type in ("cpu", "cuda") for param in params) else None
-    if config.name == "sgd":
-        return [_sgd(params, config, lr, fused)]
-    optimizer_class = Adam if config.name == "adam" else AdamW
-    return [optimizer_class(params, lr, weight_decay=config.weight_decay, fused=fused)]
+    match config.name:
+        case "muon":
+            return _muon_and_adamw(params, config, lr, dtype)
+        case "sgd":
+            return [_sgd(params, config, lr, fused)]
+        case "adam":
+            return [Adam(params, lr, weight_decay=config.weight_decay, fused=fused)]
+        case "adamw":
+            return [AdamW(params, lr, weight_decay=config.weight_decay, fused=fused)]
+        case _:
+            assert_never(config.name)
 
 
 def _sgd(params: list[nn.Parameter], config: OptimizerConfig, lr: float, fused: bool | None) -> SGD:

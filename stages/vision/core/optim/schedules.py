@@ -1,5 +1,7 @@
 """Build learning-rate schedules, which change the learning rate at every step."""
 
+from typing import assert_never
+
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import (
     ConstantLR,
@@ -36,14 +38,18 @@ def build_schedule(optimizer: Optimizer, name: ScheduleName, steps: int, warmup:
         return OneCycleLR(optimizer, peaks, total_steps=steps + 1, pct_start=rise, cycle_momentum=False)
     warmup_steps = min(round(warmup * steps), steps - 1)
     decay_steps = steps - warmup_steps
-    if name == "constant":
-        decay: LRScheduler = ConstantLR(optimizer, factor=1)
-    elif name == "step":
-        decay = MultiStepLR(optimizer, [max(1, round(decay_steps * fraction)) for fraction in (0.5, 0.75)])
-    elif name == "cosine":
-        decay = CosineAnnealingLR(optimizer, decay_steps)
-    else:
-        decay = LinearLR(optimizer, 1, 0, decay_steps)
+    decay: LRScheduler
+    match name:
+        case "constant":
+            decay = ConstantLR(optimizer, factor=1)
+        case "step":
+            decay = MultiStepLR(optimizer, [max(1, round(decay_steps * fraction)) for fraction in (0.5, 0.75)])
+        case "cosine":
+            decay = CosineAnnealingLR(optimizer, decay_steps)
+        case "linear":
+            decay = LinearLR(optimizer, 1, 0, decay_steps)
+        case _:
+            assert_never(name)
     if not warmup_steps:
         return None if name == "constant" else decay
     rise_schedule = LinearLR(optimizer, 1 / (warmup_steps + 1), 1, warmup_steps)

@@ -1,6 +1,7 @@
 """The optimizers that are built, against PyTorch's with all parameters."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -27,6 +28,13 @@ def test_every_trainable_parameter_has_exactly_one_optimizer(name: OptimizerName
     assert rates == ([0.1, 0.01] if name == "muon" else [0.1])
     if name == "muon":
         assert [id(param) for param in optimizers[0].param_groups[0]["params"]] == [id(model[0].weight)]
+
+
+def test_an_unknown_optimizer_is_refused() -> None:
+    unknown: Any = "lion"
+    config = OptimizerConfig(unknown, adamw_lr=0.01, momentum=0.9, nesterov=True, weight_decay=0.0)
+    with pytest.raises(AssertionError, match="lion"):
+        build_optimizers(small_model(), config, lr=0.1)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Learning-rate schedules, against their formulas."""
 
 import math
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -49,6 +49,12 @@ def test_a_constant_learning_rate_needs_no_schedule() -> None:
     assert build_schedule(optimizer, "constant", steps=10, warmup=0) is None
     assert build_schedule(optimizer, "constant", steps=10, warmup=0.04) is None, "less than half a step"
     assert optimizer.param_groups[0]["lr"] == 2.0
+
+
+def test_an_unknown_schedule_is_refused() -> None:
+    unknown: Any = "exponential"
+    with pytest.raises(AssertionError, match="exponential"):
+        rates(unknown, steps=6, warmup=0)
 
 
 def test_one_cycle_rises_and_falls_along_a_cosine() -> None:
