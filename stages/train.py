@@ -199,7 +199,7 @@ def fit_with_progress(
 
 
 def divergence_advice(params: Train) -> str:
-    """Advise a training that diverged."""
+    """Return which parameters to change after a training has diverged."""
     advice = f"lower train.lr (now {params.lr:g})"
     if params.optimizer.name == "muon":
         advice += f" or train.optimizer.adamw_lr (now {params.optimizer.adamw_lr:g})"

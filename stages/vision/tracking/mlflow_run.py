@@ -1,6 +1,7 @@
-"""The MLflow run of a model: `train` opens it, `evaluate` and `report` resume it, a search has one above its trials'.
+"""The MLflow run of a model: `train` opens it, and `evaluate` and `report` resume it.
 
-A run is opened only in a store that answers. If the store fails later, records wait in a spool; see `spool`.
+A search opens a parent run, and the runs of its trials are its children. A run is opened only in a store that answers.
+If the store fails later, log calls wait in a spool; see `spool`.
 """
 
 import hashlib
@@ -12,6 +13,7 @@ import time
 import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,19 +26,18 @@ from vision.storage.arrays import Stats
 from vision.tracking import provenance, store
 from vision.tracking.model_export import export_model
 from vision.tracking.run import Run, Sink
-from vision.tracking.spool import Spool, errors, publish_all, report, report_unlogged
+from vision.tracking.spool import Spool, last_errors, publish_all, report_unlogged, warn
 from vision.tracking.system_metrics import MEMORY, sample_system_metrics
 from vision.tracking.tensorboard import tensorboard_sink
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-    from mlflow import MlflowClient
     from torch import nn
 
 
 @contextmanager
 def training_run(
-    params: Params, stats: Stats, tags: Mapping[str, str] | None = None, before: Mapping[str, Any] | None = None
+    params: Params, stats: Stats, tags: Mapping[str, str] | None = None, resume_from: Mapping[str, Any] | None = None
 ) -> Iterator[Run]:
     """Open a run for the block: FINISHED at its end, KILLED if it is interrupted, FAILED after another exception.
 
@@ -44,38 +45,33 @@ def training_run(
     It is named like the DVC experiment, or else `<model>-<Git commit>`. The tag `ended` says why it failed.
 
     Args:
-        params: the whole of params.yaml.
-        stats: of the data.
-        tags: further tags.
-        before: the record of the run to continue, after a kill: it gets the epochs that it lacks. If it is gone, a new
-            run is opened.
+        params: the parameters of all sections of params.yaml.
+        stats: the statistics of the training data.
+        tags: tags that the run gets in addition to its provenance.
+        resume_from: the record of the run that an interrupted training opened, as in metrics/run.json. The run is
+            continued and gets the epochs that it lacks. If it was deleted, a new run is opened.
 
     Raises:
         UserError: the MLflow store cannot be used at the start; nothing is raised if it fails later.
     """
     name = os.environ.get("DVC_EXP_NAME") or "-".join(filter(None, [params.model.name, provenance.commit()[:7]]))
-    before = before or {"mlflow": None, "tensorboard": None}
+    earlier = resume_from or {"mlflow": None, "tensorboard": None}
     sinks: list[Sink] = []
     record = folder = None
     with ExitStack() as stack:
         if params.tracking.enabled:
-            old_id = before["mlflow"] and before["mlflow"]["run_id"]
-            sink = _open_run(params, name, provenance.tags() | dict(tags or {}), old_id)
+            old_id = earlier["mlflow"] and earlier["mlflow"]["run_id"]
+            registration = _registration(params, stats)
+            sink = _open_run(params, name, provenance.tags() | dict(tags or {}), old_id, registration)
             record = sink.record
             sinks.append(sink)
-            stack.enter_context(_ended(sink))
+            stack.enter_context(_end_run(sink))
             stack.enter_context(sample_system_metrics(sink.log_metrics, sink.uri, sink.samples))
             if record["run_id"] != old_id:
                 sink.log_inputs(params, stats)
-            if params.tracking.registry:
-                classes = json.dumps(stats.classes, ensure_ascii=False)
-                if len(classes) > 1000:  # MLflow limits the length of tags
-                    classes = hashlib.sha256(classes.encode()).hexdigest()
-                sink.registered_model = params.tracking.experiment
-                sink.version_tags = {"classes": classes, "split_digest": stats.split_digest}
         if params.tracking.tensorboard:
-            folder = before["tensorboard"] or f"tensorboard/{name}-{uuid.uuid4().hex[:6]}"
-            purge = folder == before["tensorboard"]
+            folder = earlier["tensorboard"] or f"tensorboard/{name}-{uuid.uuid4().hex[:6]}"
+            purge = folder == earlier["tensorboard"]
             sinks.append(stack.enter_context(tensorboard_sink(main_root(ROOT) / folder, purge)))
         yield Run(sinks, record, folder)
 
@@ -87,7 +83,7 @@ def search_run(params: Params, run_id: str | None) -> Iterator[Run]:
         yield Run([], None, None)
         return
     sink = _open_run(params, params.search.study, provenance.tags() | {"search.study": params.search.study}, run_id)
-    with _ended(sink):
+    with _end_run(sink):
         yield Run([sink], sink.record, None)
 
 
@@ -114,22 +110,33 @@ def resumed_run(settings: Tracking, record: Mapping[str, Any]) -> Iterator[Run]:
         yield Run(sinks, mlflow, folder)
 
 
+@dataclass(frozen=True)
+class Registration:
+    """How a model is registered: under the name of the experiment, with these tags of the version."""
+
+    experiment: str
+    version_tags: Mapping[str, str]
+
+
+@dataclass(frozen=True)
 class MlflowSink:
-    """Logs to an MLflow run through its spool; `Run` describes the methods."""
+    """Logs to an MLflow run; `Run` describes the methods.
 
-    registered_model: str | None = None
-    """What `register_model` registers the model as, if at all."""
-    version_tags: Mapping[str, str] = {}
-    """Of the registered version."""
+    Attributes:
+        uri: the tracking URI of the store.
+        record: the part `mlflow` of metrics/run.json.
+        spool: what sends to the run.
+        registration: how `register_model` registers the model; None if it does not.
+        logged_epochs: the epochs that an earlier process has logged.
+        samples: the number of samples of the system metrics that the run has already.
+    """
+
+    uri: str
+    record: dict[str, str]
+    spool: Spool
+    registration: Registration | None = None
     logged_epochs: Collection[int] = ()
-    """Epochs that an earlier process has logged."""
-    samples = 0
-    """How many samples of the system metrics the run has already."""
-
-    def __init__(self, uri: str, record: dict[str, str], client: "MlflowClient | None" = None) -> None:
-        """Without a client, connect when it is needed."""
-        self.uri, self.record = uri, record
-        self.spool = Spool(uri, record["run_id"], client)
+    samples: int = 0
 
     def log_inputs(self, params: Params, stats: Stats) -> None:
         """Log the parameters that make the model, and the data."""
@@ -163,14 +170,15 @@ class MlflowSink:
             try:
                 export_model(path, model, example, classes)
             except Exception as error:  # models/ has the model all the same
-                report(f"the model cannot be exported and is not logged ({store.format_reason(self.uri, error)})")
+                warn(f"the model cannot be exported and is not logged ({store.format_reason(self.uri, error)})")
             else:
                 self.spool.put({"model": "model"}, path)
 
     def register_model(self, val_accuracy: float | None) -> None:  # noqa: D102
-        if self.registered_model is not None:
+        if self.registration is not None:
             accuracy = {} if val_accuracy is None else {"val_accuracy": repr(val_accuracy)}
-            self.spool.put({"register": self.registered_model, "version_tags": {**self.version_tags, **accuracy}})
+            tags = {**self.registration.version_tags, **accuracy}
+            self.spool.put({"register": self.registration.experiment, "version_tags": tags})
 
     def close(self) -> None:
         """Publish what waits, and print what still waits, of all runs."""
@@ -178,7 +186,22 @@ class MlflowSink:
         report_unlogged()
 
 
-def _open_run(params: Params, name: str, tags: Mapping[str, str], run_id: str | None) -> MlflowSink:
+def _registration(params: Params, stats: Stats) -> Registration | None:
+    if not params.tracking.registry:
+        return None
+    classes = json.dumps(stats.classes, ensure_ascii=False)
+    if len(classes) > 1000:  # MLflow limits the length of tags
+        classes = hashlib.sha256(classes.encode()).hexdigest()
+    return Registration(params.tracking.experiment, {"classes": classes, "split_digest": stats.split_digest})
+
+
+def _open_run(
+    params: Params,
+    name: str,
+    tags: Mapping[str, str],
+    run_id: str | None,
+    registration: Registration | None = None,
+) -> MlflowSink:
     """Open a run, or continue `run_id` if it is in this store and experiment.
 
     Raises:
@@ -205,16 +228,17 @@ def _open_run(params: Params, name: str, tags: Mapping[str, str], run_id: str | 
             "dirty": tags.get("mlflow.source.git.dirty", ""),
             "apply": tags.get("dvc.apply", ""),
         }
-        sink = MlflowSink(uri, record, client)
+        spool = Spool(uri, run_id, client)
+        epochs, samples = set(), 0
         if continued:
-            if not sink.spool.publish():
-                reason = f"{sink.spool.folder}: cannot be logged ({errors.get(run_id)})"
+            if not spool.publish():
+                reason = f"{spool.folder}: cannot be logged ({last_errors.get(run_id)})"
                 raise UserError(f"{reason}; solve that, or set tracking.enabled: false in params.yaml")
             client.update_run(run_id, status="RUNNING", name=name)
             client.log_batch(run_id, tags=[RunTag(*item) for item in tags.items()])
-            sink.logged_epochs = {metric.step for metric in client.get_metric_history(run_id, "train/loss")}
-            sink.samples = len(client.get_metric_history(run_id, MEMORY))
-        return sink
+            epochs = {metric.step for metric in client.get_metric_history(run_id, "train/loss")}
+            samples = len(client.get_metric_history(run_id, MEMORY))
+        return MlflowSink(uri, record, spool, registration, epochs, samples)
 
 
 def _resume_run(record: dict[str, str]) -> MlflowSink | None:
@@ -222,7 +246,7 @@ def _resume_run(record: dict[str, str]) -> MlflowSink | None:
     current, recorded, run_id = store.tracking_uri(), record["tracking_uri"], record["run_id"]
     # The recorded URI lacks a password.
     uri = current if store.recorded_uri(current) == recorded else store.resolve_uri(recorded)
-    sink = MlflowSink(uri, record)
+    sink = MlflowSink(uri, record, Spool(uri, run_id))
     started = time.monotonic()
     try:
         with store.request_timeouts():
@@ -236,13 +260,13 @@ def _resume_run(record: dict[str, str]) -> MlflowSink | None:
     if exists:
         return sink
     restore = f"if it was deleted, `mlflow runs restore --run-id {run_id}` restores it"
-    report(f"run {run_id} is not in {store.public_uri(uri)}; {restore}; else `dvc repro -f train` opens a new run")
+    warn(f"run {run_id} is not in {store.public_uri(uri)}; {restore}; else `dvc repro -f train` opens a new run")
     report_unlogged()
     return None
 
 
 @contextmanager
-def _ended(sink: MlflowSink) -> Iterator[None]:
+def _end_run(sink: MlflowSink) -> Iterator[None]:
     """End the run with the block; the tag `ended` has the reason if that is an exception."""
     status = "FINISHED"
     try:

@@ -1,4 +1,4 @@
-"""Sends records to MLflow. Sending a record twice has the same effect as sending it once.
+"""Sends log calls to MLflow. Sending a call twice has the same effect as sending it once.
 
 MLflow stores a metric of the same name, value, step and time once; tags and files replace those of the same name; a run
 has one logged model, with one version in the registry.
@@ -16,18 +16,18 @@ from vision.tracking.registry import register
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-Record = dict[str, Any]
-"""What to log, as JSON; `send` has the kinds."""
+LogCall = dict[str, Any]
+"""A call that logs something to a run, as JSON; `send` has the kinds. Messages to the user name it a record."""
 
 
-def send(client: "MlflowClient", run_id: str, record: Record, path: Path | None) -> None:
-    """Send a record to a run; `path` is the file or folder of an artifact or model. Raises what MLflow raises."""
+def send(client: "MlflowClient", run_id: str, call: LogCall, path: Path | None) -> None:
+    """Send a call to a run; `path` is the file or folder of an artifact or model. Raises what MLflow raises."""
     from mlflow import MlflowException
     from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 
-    match record:
+    match call:
         case {"metrics": metrics, "time": time, "step": step}:
-            # Without a step they are figures of the whole run, and of its model.
+            # Without a step they are summary values of the run and of its logged model.
             model_id = _find_model(client, run_id) if step is None else None
             found = [Metric(name, value, time, step or 0, model_id=model_id) for name, value in metrics.items()]
             client.log_batch(run_id, metrics=found)
@@ -57,11 +57,11 @@ def send(client: "MlflowClient", run_id: str, record: Record, path: Path | None)
         case {"status": status, "time": time}:
             client.set_terminated(run_id, status, time)
         case _:
-            raise ValueError(f"unknown record: {record}")
+            raise ValueError(f"unknown record: {call}")
 
 
 def is_rejected(client: "MlflowClient", run_id: str, error: Exception) -> bool:
-    """Whether MLflow will never accept the record that it answered with this error."""
+    """Whether MLflow will never accept the call that it answered with this error."""
     if getattr(error, "error_code", "") != "INVALID_PARAMETER_VALUE":
         return False
     return store.find_run(client, run_id) is not None

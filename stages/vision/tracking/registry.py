@@ -66,7 +66,10 @@ def registered_name(experiment: str) -> str:
 
 
 def _best(versions: Mapping[str, "ModelVersion"], champion: str | None, tags: Mapping[str, str]) -> str | None:
-    """The version that should be champion; if there is none, among those that can be compared to one with `tags`."""
+    """Return the version that should be champion.
+
+    Candidates must be comparable with the present champion or, without one, with a version tagged `tags`.
+    """
     known = versions.get(champion or "")
     reference = tags if known is None else known.tags
     accuracies = {

@@ -35,13 +35,19 @@ class Run:
         self.sinks = sinks
         self.record: dict[str, Any] = {"mlflow": mlflow, "tensorboard": tensorboard}
 
-    def log_epoch(self, row: Mapping[str, float | None]) -> None:
-        """Log a row of metrics/history.csv at step `epoch`: `val_loss` as `val/loss`, `lr` as `train/lr`."""
-        metrics = {_metric_name(name): value for name, value in row.items() if name != "epoch" and value is not None}
-        self.log_metrics(metrics, int(row["epoch"] or 0))
+    def log_epoch(self, metrics: Mapping[str, float | None]) -> None:
+        """Log the metrics of an epoch at step `epoch`: `val_loss` as `val/loss`, `lr` as `train/lr`.
+
+        Args:
+            metrics: the fields of `EpochMetrics`, and `share_of_peak`. Those that are None are not logged.
+        """
+        values = {_metric_name(name): value for name, value in metrics.items() if name != "epoch" and value is not None}
+        self.log_metrics(values, int(metrics["epoch"] or 0))
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Log points of curves, or, without a step, single figures of the run and of its model if that is logged.
+        """Log metrics at `step`.
+
+        Without a step they are summary values, attached to the run and to its logged model.
 
         Curves have names with a prefix, such as `train/loss`; MLflow shows them before names without, such as
         `test_accuracy`.
@@ -79,6 +85,6 @@ class Run:
             sink.register_model(val_accuracy)
 
 
-def _metric_name(column: str) -> str:
-    split, _, metric = column.partition("_")
-    return f"{split}/{metric}" if split in ("train", "val") else f"train/{column}"
+def _metric_name(field: str) -> str:
+    split, _, metric = field.partition("_")
+    return f"{split}/{metric}" if split in ("train", "val") else f"train/{field}"

@@ -1,8 +1,8 @@
-"""Records of a run on their way to MLflow. What it does not accept waits on disk for the next command.
+"""Log calls of a run on their way to MLflow. What it does not accept waits on disk for the next command.
 
-`unlogged/<run id>/` in the main checkout exists while something waits. It has a line of JSON for each record in
-`records.jsonl`, in order, and copies of the files that records are about. If a process is killed while it publishes,
-the next one publishes some records again, which has no effect; see `publisher`.
+`unlogged/<run id>/` in the main checkout exists while something waits. It has a line of JSON for each call in
+`records.jsonl`, in order, and copies of the files that calls are about. If a process is killed while it publishes, the
+next one publishes some calls again, which has no effect; see `publisher`. Messages to the user name calls records.
 """
 
 import json
@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 from vision.pipeline.paths import ROOT, main_root
 from vision.storage.atomic import atomic_write
 from vision.tracking import store
-from vision.tracking.publisher import Record, is_rejected, send
+from vision.tracking.publisher import LogCall, is_rejected, send
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -30,16 +30,20 @@ _MIN_PAUSE = 10.0
 _PAUSE_FACTOR = 20
 """After a failed attempt the next one waits for this multiple of its time, so training loses at most 5%."""
 _PUT_SECONDS = 2.0
-"""How long `put` publishes what waits before it returns."""
+"""How long `put` spends on what waits. The attempt that is under way then is completed."""
 
-errors: dict[str, str] = {}
+last_errors: dict[str, str] = {}
 """Why the last attempt of this process failed, by run ID."""
 
 
 class Spool:
-    """Publishes the records of one run in order. It raises nothing, and no call takes longer than a failed attempt.
+    """Publishes the log calls of one run in order, and raises nothing.
 
-    Threads may share it. A file lock keeps two processes from publishing the same run at the same time.
+    `put` spends about two seconds on what waits. If nothing is left, it makes one attempt for its own call; otherwise
+    that waits, too. After a failed attempt, it makes none for a while; see `pause`.
+
+    Threads may share a spool. A file lock keeps two processes from publishing the same run at the same time, so
+    the methods wait while another process publishes it, except `publish` with `wait=False`.
     """
 
     def __init__(self, uri: str, run_id: str, client: "MlflowClient | None" = None) -> None:
@@ -53,18 +57,18 @@ class Spool:
         self._published = 0
         self._waiting = False
 
-    def put(self, record: Record, path: Path | None = None) -> None:
-        """Publish a record, after all that wait, or keep it with a copy of the file or folder that it is about."""
+    def put(self, call: LogCall, path: Path | None = None) -> None:
+        """Publish a call, after all that wait, or keep it with a copy of the file or folder that it is about."""
         with self._mutex:
             ready = time.monotonic() >= self._next_attempt and self.publish(_PUT_SECONDS)
-            if ready and self._attempt(record, path):
+            if ready and self._attempt(call, path):
                 return
             try:
-                self._append(record, path)
+                self._append(call, path)
             except OSError as error:
-                report(f"{self.folder}: cannot be written ({error.strerror or error}); lost: {record}"[:500])
-            if not self._waiting and self._run_id in errors:
-                report(f"{errors[self._run_id]}; records wait in {self.folder} for the next command")
+                warn(f"{self.folder}: cannot be written ({error.strerror or error}); lost: {call}"[:500])
+            if not self._waiting and self._run_id in last_errors:
+                warn(f"{last_errors[self._run_id]}; records wait in {self.folder} for the next command")
                 self._waiting = True
 
     def publish(self, seconds: float = math.inf, wait: bool = True) -> bool:
@@ -86,19 +90,19 @@ class Spool:
 
     def pause(self, reason: str, seconds: float) -> None:
         """Make no attempt for a while, because one has failed after so many seconds."""
-        errors[self._run_id] = reason
+        last_errors[self._run_id] = reason
         self._next_attempt = time.monotonic() + max(_MIN_PAUSE, _PAUSE_FACTOR * seconds)
 
-    def _append(self, record: Record, path: Path | None) -> None:
-        record = {"tracking_uri": store.recorded_uri(self._uri), **record}
+    def _append(self, call: LogCall, path: Path | None) -> None:
+        call = {"tracking_uri": store.recorded_uri(self._uri), **call}
         with FileLock(self._lock_file):
             self.folder.mkdir(parents=True, exist_ok=True)
             if path is not None:
                 copy = Path(tempfile.mkdtemp(dir=self.folder), path.name)
                 (shutil.copytree if path.is_dir() else shutil.copyfile)(path, copy)
-                record["path"] = str(copy.relative_to(self.folder))
+                call["path"] = str(copy.relative_to(self.folder))
             with self._file.open("a", encoding="utf-8") as file:
-                file.write(f"\n{json.dumps(record)}")  # on a new line even if the last one is damaged
+                file.write(f"\n{json.dumps(call)}")  # on a new line even if the last one is damaged
 
     def _publish_lines(self, lines: list[str], seconds: float) -> bool:
         started, count = time.monotonic(), 0
@@ -113,7 +117,7 @@ class Spool:
                     temporary.write_text("\n".join(lines[count:]), encoding="utf-8")
             return False
         if self._published:
-            report(f"logged {count_records(self._published)} of run {self._run_id} that waited in {self.folder}")
+            warn(f"logged {count_records(self._published)} of run {self._run_id} that waited in {self.folder}")
         self._published, self._waiting = 0, False
         shutil.rmtree(self.folder, ignore_errors=True)
         self._lock_file.unlink(missing_ok=True)  # a process that waits for the file notices, and creates it again
@@ -121,24 +125,24 @@ class Spool:
 
     def _attempt_line(self, line: str) -> bool:
         try:
-            record = json.loads(line)
-            del record["tracking_uri"]
-            path = self.folder / record.pop("path") if "path" in record else None
+            call = json.loads(line)
+            del call["tracking_uri"]
+            path = self.folder / call.pop("path") if "path" in call else None
             if path is not None:
                 path.stat()
         except (ValueError, KeyError, OSError):  # the disk was full, or the machine lost power
-            report(f"{self._file}: a record is damaged; skipped")
+            warn(f"{self._file}: a record is damaged; skipped")
             return True
-        return self._attempt(record, path)
+        return self._attempt(call, path)
 
-    def _attempt(self, record: Record, path: Path | None) -> bool:
-        """Send a record; return whether it needs no further attempt."""
+    def _attempt(self, call: LogCall, path: Path | None) -> bool:
+        """Send a call; return whether it needs no further attempt."""
         started = time.monotonic()
         try:
             with store.request_timeouts():
                 self._client = self._client or store.connect(self._uri)
                 try:
-                    send(self._client, self._run_id, record, path)
+                    send(self._client, self._run_id, call, path)
                 except Exception as error:
                     if not is_rejected(self._client, self._run_id, error):
                         raise
@@ -150,7 +154,7 @@ class Spool:
                 reason += f"; if the run was deleted, `mlflow runs restore --run-id {self._run_id}` restores it"
             self.pause(reason, time.monotonic() - started)
             return False
-        errors.pop(self._run_id, None)
+        last_errors.pop(self._run_id, None)
         return True
 
 
@@ -173,10 +177,10 @@ def report_unlogged() -> None:
     """Print which runs have records that wait, if any do."""
     waiting = []
     for run_id, _, count in _list_spools():
-        reason = f" ({errors[run_id]})" if run_id in errors else ""
+        reason = f" ({last_errors[run_id]})" if run_id in last_errors else ""
         waiting.append(f"{count_records(count)} of run {run_id}{reason}")
     if waiting:
-        report(f"not logged yet: {', '.join(waiting)}; in {spool_folder()}; `dvc repro -sf report` tries again")
+        warn(f"not logged yet: {', '.join(waiting)}; in {spool_folder()}; `dvc repro -sf report` tries again")
 
 
 def count_records(count: int) -> str:
@@ -184,7 +188,7 @@ def count_records(count: int) -> str:
     return "1 record" if count == 1 else f"{count} records"
 
 
-def report(line: str) -> None:
+def warn(line: str) -> None:
     """Print a line about MLflow on stderr."""
     print(f"MLflow: {line}", file=sys.stderr, flush=True)
 

@@ -1,6 +1,6 @@
 """The MLflow store: where it is, how to connect, how long to wait, and its errors in one line.
 
-MLflow takes seconds to import, so functions import it, and none does when tracking is off.
+MLflow takes seconds to import, so it is imported inside functions, and never when tracking is off.
 """
 
 import contextlib
@@ -25,8 +25,10 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-TIMEOUT, UPLOAD_TIMEOUT, OPENING_LOCK_TIMEOUT = 5, 60, 60
-"""Seconds to wait for a server or a locked SQLite file, for an upload, and for a locked file when a run is opened."""
+# Seconds to wait:
+TIMEOUT = 5  # for the answer of a server, or for a locked SQLite file
+UPLOAD_TIMEOUT = 60  # for the answer of a server while a file is uploaded
+OPENING_LOCK_TIMEOUT = 60  # for a locked SQLite file when a run is opened
 
 _SQLITE = "sqlite:///"
 _ENVIRONMENT = {
@@ -52,7 +54,10 @@ def resolve_uri(uri: str) -> str:
 
 
 def recorded_uri(uri: str) -> str:
-    """The URI for metrics/run.json: without a password, and relative in the checkout, so that this can be moved."""
+    """The URI for metrics/run.json, without a password.
+
+    The path of an SQLite file in the checkout is relative to the checkout, so the checkout can be moved.
+    """
     path, root = sqlite_path(uri), main_root(ROOT)
     return f"{_SQLITE}{path.relative_to(root)}" if path and path.is_relative_to(root) else public_uri(uri)
 

@@ -20,7 +20,7 @@ def tensorboard_sink(folder: Path, purge: bool = False) -> Iterator["TensorBoard
 
 
 class TensorBoardSink:
-    """Writes curves, single figures (as `summary/<name>`) and pictures; TensorBoard shows nothing else of a run."""
+    """Writes curves, summary values (as `summary/<name>`) and pictures; TensorBoard shows nothing else of a run."""
 
     def __init__(self, writer: "SummaryWriter") -> None:
         """Write with this writer, which the caller closes."""

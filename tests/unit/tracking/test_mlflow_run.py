@@ -342,7 +342,7 @@ def test_a_training_that_goes_on_opens_a_new_run_where_its_own_is_gone(
     client(tmp_path).delete_run(record["run_id"])
     for change in ({}, {"run_id": "0" * 32}):
         before = {"mlflow": record | change, "tensorboard": None}
-        with mlflow_run.training_run(params(), STATS, before=before) as other:
+        with mlflow_run.training_run(params(), STATS, resume_from=before) as other:
             other.log_epoch(ROW)
         found = stored(tmp_path, other.record)
         assert found.info.run_id != record["run_id"]

@@ -423,7 +423,7 @@ def test_a_training_that_was_killed_continues_with_what_waits(root: Path) -> Non
     (root / "unlogged" / run_id).mkdir(parents=True)
     second = {"tracking_uri": "sqlite:///mlflow.db", "metrics": {"train/loss": 0.5}, "time": 2, "step": 2}
     (root / "unlogged" / run_id / "records.jsonl").write_text(json.dumps(second))
-    with mlflow_run.training_run(params(), STATS, before=run.record) as again:
+    with mlflow_run.training_run(params(), STATS, resume_from=run.record) as again:
         for number in range(1, 4):
             again.log_epoch(epoch(number))
     found = losses(store.connect(store.tracking_uri()), run_id)
@@ -453,7 +453,7 @@ def test_a_run_has_one_model_wherever_its_logging_was_killed(root: Path) -> None
     for call in ("log_outputs", "finalize_logged_model", "set_registered_model_alias"):
         command = [sys.executable, "-c", KILLED, uri, run_id, str(root / "model"), call]
         assert subprocess.run(command, cwd=ROOT / "stages").returncode == -signal.SIGKILL
-    with mlflow_run.training_run(params(), STATS, before=run.record) as again:
+    with mlflow_run.training_run(params(), STATS, resume_from=run.record) as again:
         for number in range(1, 5):
             again.log_epoch(epoch(number))
         log_the_end(again)
