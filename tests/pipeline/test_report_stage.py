@@ -474,7 +474,7 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.usefixtures("page")
-@pytest.mark.parametrize("name", ["project", "wide", "hundred"])
+@pytest.mark.parametrize("name", ["project", "wide", pytest.param("hundred", marks=pytest.mark.slow)])
 def test_browser_draws_all_and_asks_for_nothing(browser: Browser, name: str, request: pytest.FixtureRequest) -> None:
     root = request.getfixturevalue(name)
     for size in (PHONE, {"width": 1280, "height": 800}):

