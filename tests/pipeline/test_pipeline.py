@@ -244,12 +244,12 @@ def test_a_mistake_in_params_stops_before_anything_is_done(project: Project) -> 
 def test_a_training_that_diverges_says_so_and_fails_its_run(project: Project) -> None:
     command = ["-S", "train.optimizer.name=sgd", "-S", "train.lr=1e30"]
     output = project.run("dvc", "exp", "run", *command, status=255)
-    assert "train: diverged: training loss in epoch 1" in output
+    assert "train: diverged: training loss is not finite in epoch 1" in output
     assert "lower train.lr" in output
     assert "Traceback" not in output
     newest, *_ = runs(project)
     assert newest.info.status == "FAILED"
-    assert newest.data.tags["ended"].startswith("diverged: training loss in epoch 1")
+    assert newest.data.tags["ended"].startswith("diverged: training loss is not finite in epoch 1")
     project.run("git", "checkout", "--quiet", ".")
     project.run("dvc", "checkout")
 
