@@ -31,6 +31,7 @@ from vision.pipeline.metrics_schemas import HistoryRow, RunRecord, SpeedMetrics,
 from vision.pipeline.params import Params, Train, load_params
 from vision.pipeline.paths import ROOT, main_root
 from vision.pipeline.training_progress import TrainingProgress
+from vision.prediction.mlflow_format import save_mlflow_model
 from vision.search.cpu_shares import share_cores
 from vision.search.trial import Trial, current_trial
 from vision.storage import arrays, tables
@@ -263,10 +264,10 @@ def write_metrics(results: Results, record: Mapping[str, Any]) -> None:
 
 
 def log_results(run: Run, results: Results, model: Classifier, images: torch.Tensor, classes: list[str]) -> None:
-    """Add the results and the model to the MLflow run. The logged model returns probabilities."""
+    """Add the results and the model to the MLflow run. The logged model classifies image files."""
     run.set_tags({**results.environment, "parameters": results.metrics.parameters, "ended": results.ended})
-    probabilities = torch.nn.Sequential(model.cpu(), torch.nn.Softmax(1)).eval()
-    run.log_model(probabilities, images.cpu().numpy(), classes)
+    network = torch.nn.Sequential(model.cpu(), torch.nn.Softmax(1)).eval()
+    run.log_model(lambda path: save_mlflow_model(path, network, images.cpu().numpy(), classes))
     run.register_model(results.metrics.val_accuracy)
     run.log_metrics(run_metrics(results))  # after the model, so that it gets them, too
     run.log_metrics({"train_peak_memory_mib": peak_memory()})

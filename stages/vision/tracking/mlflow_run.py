@@ -11,20 +11,17 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from vision.pipeline.errors import UserError
 from vision.pipeline.params import Params, Tracking
 from vision.pipeline.paths import ROOT, main_root
 from vision.storage.arrays import Stats
 from vision.tracking import provenance, store
-from vision.tracking.model_export import export_model
 from vision.tracking.run import Run, Sink
 from vision.tracking.spool import Spool, last_errors, publish_all, report_unlogged, warn
 from vision.tracking.system_metrics import MEMORY, sample_system_metrics
@@ -32,7 +29,6 @@ from vision.tracking.tensorboard import tensorboard_sink
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-    from torch import nn
 
 
 @contextmanager
@@ -164,11 +160,11 @@ class MlflowSink:
     def log_artifact(self, path: Path, folder: str | None) -> None:  # noqa: D102
         self.spool.put({"artifact": folder}, path)
 
-    def log_model(self, model: "nn.Module", example: np.ndarray, classes: Sequence[str]) -> None:  # noqa: D102
+    def log_model(self, save: Callable[[Path], None]) -> None:  # noqa: D102
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "model")
             try:
-                export_model(path, model, example, classes)
+                save(path)
             except Exception as error:  # models/ has the model all the same
                 warn(f"the model cannot be exported and is not logged ({store.format_reason(self.uri, error)})")
             else:

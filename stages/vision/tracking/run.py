@@ -1,14 +1,11 @@
 """A run: what the stages log about one model, passed on to MLflow, TensorBoard, both or neither."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
-
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-    from torch import nn
 
 
 class Sink(Protocol):
@@ -18,7 +15,7 @@ class Sink(Protocol):
     def set_tags(self, tags: Mapping[str, object]) -> None: ...  # noqa: D102
     def log_figure(self, name: str, figure: "Figure") -> None: ...  # noqa: D102
     def log_artifact(self, path: Path, folder: str | None) -> None: ...  # noqa: D102
-    def log_model(self, model: "nn.Module", example: np.ndarray, classes: Sequence[str]) -> None: ...  # noqa: D102
+    def log_model(self, save: Callable[[Path], None]) -> None: ...  # noqa: D102
     def register_model(self, val_accuracy: float | None) -> None: ...  # noqa: D102
 
 
@@ -74,10 +71,10 @@ class Run:
         for sink in self.sinks:
             sink.log_artifact(path, folder)
 
-    def log_model(self, model: "nn.Module", example: np.ndarray, classes: Sequence[str]) -> None:
-        """Log the model as a graph that loads without this code; see `export_model` for the arguments."""
+    def log_model(self, save: Callable[[Path], None]) -> None:
+        """Log the model, which `save` writes to a new folder in MLflow's format."""
         for sink in self.sinks:
-            sink.log_model(model, example, classes)
+            sink.log_model(save)
 
     def register_model(self, val_accuracy: float | None) -> None:
         """Register the logged model; `val_accuracy`, in [0, 1], is None if there are no validation images."""
