@@ -9,7 +9,7 @@ import json
 import pickle
 import tarfile
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,10 +23,7 @@ from vision.storage.arrays import Split
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 SIDE = 32
-PIXELS = 3 * SIDE * SIDE
 
-Files = dict[str, bytes]
-"""Content by file name."""
 Decoded = tuple[Split, Split, list[str]]
 """The training split, the test split and the class names."""
 
@@ -66,7 +63,7 @@ CIFAR100 = Dataset(
     title="CIFAR-100",
     sources={"cifar-100-python.tar.gz": "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz"},
     checksums=official.CIFAR100,
-    formats={"cifar-100-python": ("train", "test", "meta")},
+    formats={"cifar-100-python": ("meta", "train", "test")},
 )
 DATASETS = {"cifar10": CIFAR10, "cifar100": CIFAR100}
 
@@ -87,130 +84,93 @@ def read(dataset: Dataset, path: Path, checksums: Mapping[str, str]) -> Decoded:
             the path.
         OSError: the path cannot be read.
     """
-    if path.is_dir():
-        return _decode(_read_folder(dataset, path, checksums))
-    if path.is_file():
-        verify(path, checksums)
-        return _decode(_read_archive(dataset, path))
-    raise UserError("neither a file nor a folder" if path.exists() else "no such file or folder")
+    return _decode(_select(dataset, dict(_read_files(dataset, path, checksums))))
 
 
-def verify(path: Path, checksums: Mapping[str, str]) -> None:
-    """Compare a file with the checksum that is listed for its name.
+def hash_file(path: Path, like: str) -> str:
+    """Compute the MD5 of a file if `like` has the length of an MD5, otherwise its SHA-256."""
+    new_hash = partial(hashlib.new, "md5" if len(like) == 32 else "sha256", usedforsecurity=False)
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, new_hash).hexdigest()
 
-    Raises:
-        UserError: no checksum is listed, or it does not match.
-    """
+
+def _verify(path: Path, checksums: Mapping[str, str]) -> None:
     if path.name not in checksums:
         raise UserError(f"no checksum for {path.name} (known: {', '.join(checksums)}); set download.checksums")
     expected = checksums[path.name]
-    with path.open("rb") as file:
-        new_hash = partial(hashlib.new, hash_algorithm(expected), usedforsecurity=False)
-        actual = hashlib.file_digest(file, new_hash).hexdigest()
+    actual = hash_file(path, like=expected)
     if actual != expected:
         raise UserError(
-            f"{path.name} has the {hash_algorithm(expected).upper()} {actual}, expected {expected}; "
+            f"{path.name} has the {'MD5' if len(expected) == 32 else 'SHA256'} {actual}, expected {expected}; "
             "download it again, or set download.checksums if the data is your own"
         )
 
 
-def hash_algorithm(checksum: str) -> str:
-    """The name of the hash function that a hexadecimal checksum comes from."""
-    return "md5" if len(checksum) == 32 else "sha256"
+def _read_files(dataset: Dataset, path: Path, checksums: Mapping[str, str]) -> Iterator[tuple[str, bytes]]:
+    """Verify an archive or a folder. Yield the path in the archive and the content of each file of the dataset."""
+    names = [f"{folder}/{name}" for folder, files in dataset.formats.items() for name in files]
+    if path.is_dir():
+        for name in names:
+            for file in (path / name, path / Path(name).name):
+                if file.is_file():
+                    _verify(file, checksums)
+                    yield name, file.read_bytes()
+    elif path.is_file():
+        _verify(path, checksums)
+        try:
+            with tarfile.open(path, "r:gz") as archive:
+                for member in archive:
+                    if member.name in names and (content := archive.extractfile(member)):
+                        yield member.name, content.read()
+        except Exception as error:  # damaged data of the user's own can raise nearly anything
+            raise UserError(f"not a complete .tar.gz archive ({error})") from None
+    else:
+        raise UserError("neither a file nor a folder" if path.exists() else "no such file or folder")
 
 
-def _read_folder(dataset: Dataset, path: Path, checksums: Mapping[str, str]) -> Files:
-    for name, wanted in dataset.formats.items():
-        for folder in (path / name, path):
-            if found := [file for file in wanted if (folder / file).is_file()]:
-                _check_complete(name, wanted, found)
-                for file in wanted:
-                    verify(folder / file, checksums)
-                return {file: (folder / file).read_bytes() for file in wanted}
-    raise _no_data(dataset)
+def _select(dataset: Dataset, files: Mapping[str, bytes]) -> dict[str, bytes]:
+    """Return the files of the first format that is present, in its order, by their names inside its folder."""
+    for folder, names in dataset.formats.items():
+        if selected := {name: files[f"{folder}/{name}"] for name in names if f"{folder}/{name}" in files}:
+            if missing := [name for name in names if name not in selected]:
+                raise UserError(f"{folder}/{missing[0]} is missing")
+            return selected
+    raise UserError(f"does not contain {dataset.title} (expected a folder {' or '.join(dataset.formats)})")
 
 
-def _read_archive(dataset: Dataset, path: Path) -> Files:
-    members: dict[str, bytes] = {}
-    wanted = {f"{folder}/{file}" for folder, files in dataset.formats.items() for file in files}
-    try:
-        with tarfile.open(path, "r:gz") as archive:
-            for member in archive:
-                if member.name in wanted and (content := archive.extractfile(member)):
-                    members[member.name] = content.read()
-    except Exception as error:  # damaged data of the user's own can raise nearly anything
-        raise UserError(f"not a complete .tar.gz archive ({error})") from None
-    for name, files in dataset.formats.items():
-        if found := [file for file in files if f"{name}/{file}" in members]:
-            _check_complete(name, files, found)
-            return {file: members[f"{name}/{file}"] for file in files}
-    raise _no_data(dataset)
-
-
-def _check_complete(folder: str, wanted: Sequence[str], found: Sequence[str]) -> None:
-    if missing := [name for name in wanted if name not in found]:
-        raise UserError(f"{folder}/{missing[0]} is missing")
-
-
-def _no_data(dataset: Dataset) -> UserError:
-    return UserError(f"does not contain {dataset.title} (expected a folder {' or '.join(dataset.formats)})")
-
-
-def _decode(files: Files) -> Decoded:
+def _decode(files: dict[str, bytes]) -> Decoded:
+    """Decode the files; removes each from `files`, so that the data is not in memory twice."""
     train: list[Split] = []
     test: list[Split] = []
     classes = list(CLASSES)
-    name = "meta"
-    try:
-        if name in files:
-            classes = [label.decode() for label in _unpickle(files.pop(name))[b"fine_label_names"]]
-        for name in [name for name in files if not name.endswith(".json")]:
-            # Removed from `files`, so that the data is not in memory twice.
-            split = _PARSERS[Path(name).suffix](name, files.pop(name), files)
+    for name in [name for name in files if not name.endswith(".json")]:
+        try:
+            if name == "meta":
+                classes = [label.decode() for label in _unpickle(files.pop(name))[b"fine_label_names"]]
+                continue
+            split = _parse(name, files)
             _check(split, len(classes))
-            (test if name.startswith("test") else train).append(split)
-    except Exception as error:  # damaged data of the user's own can raise nearly anything
-        raise UserError(f"{name} cannot be decoded ({error})") from None
+        except Exception as error:  # damaged data of the user's own can raise nearly anything
+            raise UserError(f"{name} cannot be decoded ({error})") from None
+        (test if name.startswith("test") else train).append(split)
     return _concatenate(train), _concatenate(test), classes
 
 
-def _check(split: Split, classes: int) -> None:
-    images, labels = split.images, split.labels
-    if images.dtype != np.uint8 or images.shape != (len(labels), SIDE, SIDE, 3) or not len(labels):
-        raise ValueError(f"{len(labels)} labels for images {images.dtype} {list(images.shape)}")
-    if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= classes:
-        raise ValueError(f"labels {labels.min()} to {labels.max()}, expected 0 to {classes - 1}")
-
-
-def _concatenate(parts: list[Split]) -> Split:
-    """Join splits; removes each from the list once it is copied, so that the data is not in memory twice."""
-    labels = np.concatenate([part.labels for part in parts]).astype(np.uint8)
-    images = np.empty((len(labels), SIDE, SIDE, 3), np.uint8)
-    start = 0
-    while parts:
-        part = parts.pop(0)
-        images[start : start + len(part.labels)] = part.images
-        start += len(part.labels)
-    return Split(images, labels)
-
-
-def _parse_binary(name: str, content: bytes, files: Files) -> Split:
-    """Records of 3,073 bytes: the label, then the red, the green and the blue plane."""
-    records = np.frombuffer(content, np.uint8).reshape(-1, 1 + PIXELS)
-    return _from_planes(records[:, 1:], records[:, 0])
-
-
-def _parse_pickle(name: str, content: bytes, files: Files) -> Split:
-    batch = _unpickle(content)
-    return _from_planes(batch[b"data"], np.array(batch[b"labels" if b"labels" in batch else b"fine_labels"]))
-
-
-def _from_planes(planes: np.ndarray, labels: np.ndarray) -> Split:
+def _parse(name: str, files: dict[str, bytes]) -> Split:
+    content = files.pop(name)
+    if name.endswith(".png"):
+        return _parse_png(name, content, files)
+    if name.endswith(".bin"):  # records of 3,073 bytes: the label, then the red, the green and the blue plane
+        records = np.frombuffer(content, np.uint8).reshape(-1, 1 + 3 * SIDE * SIDE)
+        planes, labels = records[:, 1:], records[:, 0]
+    else:
+        batch = _unpickle(content)
+        planes, labels = batch[b"data"], np.array(batch[b"labels" if b"labels" in batch else b"fine_labels"])
     return Split(planes.reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1), labels)
 
 
-def _parse_npm(name: str, content: bytes, files: Files) -> Split:
-    """A PNG with one row per image; the labels of a whole split are one JSON list."""
+def _parse_png(name: str, content: bytes, files: Mapping[str, bytes]) -> Split:
+    """Parse a picture with one row per image. The labels of a whole split are one JSON list."""
     from PIL import Image
 
     with warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning):
@@ -221,29 +181,41 @@ def _parse_npm(name: str, content: bytes, files: Files) -> Split:
     return Split(images, np.array(json.loads(files["train_lables.json"])[start : start + len(images)]))
 
 
-_PARSERS: dict[str, Callable[[str, bytes, Files], Split]] = {
-    ".bin": _parse_binary,
-    "": _parse_pickle,
-    ".png": _parse_npm,
+def _check(split: Split, classes: int) -> None:
+    """Raise ValueError if the user's own data has other shapes or labels than the official data."""
+    images, labels = split.images, split.labels
+    if images.dtype != np.uint8 or images.shape != (len(labels), SIDE, SIDE, 3) or not len(labels):
+        raise ValueError(f"{len(labels)} labels for images {images.dtype} {list(images.shape)}")
+    if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= classes:
+        raise ValueError(f"labels {labels.min()} to {labels.max()}, expected 0 to {classes - 1}")
+
+
+def _concatenate(parts: list[Split]) -> Split:
+    """Join splits; removes each from `parts` once it is copied, so that the data is not in memory twice."""
+    labels = np.concatenate([part.labels for part in parts]).astype(np.uint8)
+    images = np.empty((len(labels), SIDE, SIDE, 3), np.uint8)
+    start = 0
+    while parts:
+        part = parts.pop(0)
+        images[start : start + len(part.labels)] = part.images
+        start += len(part.labels)
+    return Split(images, labels)
+
+
+_SAFE = {
+    ("numpy._core.multiarray", "_reconstruct"),
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+    ("_codecs", "encode"),  # how Python 3 writes bytes in protocols below 3
 }
-"""By the suffix of the file; each takes its name, its content and the other files."""
 
 
 class _Unpickler(pickle.Unpickler):
     """Loads NumPy arrays and plain Python values; refuses every other class or function that a pickle names."""
 
-    ALLOWED = frozenset(
-        [
-            ("numpy._core.multiarray", "_reconstruct"),
-            ("numpy", "ndarray"),
-            ("numpy", "dtype"),
-            ("_codecs", "encode"),  # how Python 3 writes bytes in protocols below 3
-        ]
-    )
-
     def find_class(self, module: str, name: str) -> Any:
         module = module.replace("numpy.core", "numpy._core")  # its name before NumPy 2
-        if (module, name) not in self.ALLOWED:
+        if (module, name) not in _SAFE:
             raise pickle.UnpicklingError(f"refused: the pickle names {module}.{name}")
         return super().find_class(module, name)
 
