@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from vision.datasets import checksums as official
 from vision.pipeline.errors import UserError
@@ -87,21 +88,16 @@ def read(dataset: Dataset, path: Path, checksums: Mapping[str, str]) -> Decoded:
     return _decode(_select(dataset, dict(_read_files(dataset, path, checksums))))
 
 
-def hash_file(path: Path, like: str) -> str:
-    """Compute the MD5 of a file if `like` has the length of an MD5, otherwise its SHA-256."""
-    new_hash = partial(hashlib.new, "md5" if len(like) == 32 else "sha256", usedforsecurity=False)
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, new_hash).hexdigest()
-
-
 def _verify(path: Path, checksums: Mapping[str, str]) -> None:
     if path.name not in checksums:
         raise UserError(f"no checksum for {path.name} (known: {', '.join(checksums)}); set download.checksums")
     expected = checksums[path.name]
-    actual = hash_file(path, like=expected)
+    algorithm = "MD5" if len(expected) == 32 else "SHA256"
+    with path.open("rb") as file:
+        actual = hashlib.file_digest(file, partial(hashlib.new, algorithm, usedforsecurity=False)).hexdigest()
     if actual != expected:
         raise UserError(
-            f"{path.name} has the {'MD5' if len(expected) == 32 else 'SHA256'} {actual}, expected {expected}; "
+            f"{path.name} has the {algorithm} {actual}, expected {expected}; "
             "download it again, or set download.checksums if the data is your own"
         )
 
@@ -111,7 +107,7 @@ def _read_files(dataset: Dataset, path: Path, checksums: Mapping[str, str]) -> I
     names = [f"{folder}/{name}" for folder, files in dataset.formats.items() for name in files]
     if path.is_dir():
         for name in names:
-            for file in (path / name, path / Path(name).name):
+            for file in (path / Path(name).name, path / name):
                 if file.is_file():
                     _verify(file, checksums)
                     yield name, file.read_bytes()
@@ -148,46 +144,38 @@ def _decode(files: dict[str, bytes]) -> Decoded:
             if name == "meta":
                 classes = [label.decode() for label in _unpickle(files.pop(name))[b"fine_label_names"]]
                 continue
-            split = _parse(name, files)
-            _check(split, len(classes))
+            split = _parse(name, files, len(classes))
         except Exception as error:  # damaged data of the user's own can raise nearly anything
             raise UserError(f"{name} cannot be decoded ({error})") from None
         (test if name.startswith("test") else train).append(split)
     return _concatenate(train), _concatenate(test), classes
 
 
-def _parse(name: str, files: dict[str, bytes]) -> Split:
+def _parse(name: str, files: dict[str, bytes], classes: int) -> Split:
     content = files.pop(name)
-    if name.endswith(".png"):
-        return _parse_png(name, content, files)
     if name.endswith(".bin"):  # records of 3,073 bytes: the label, then the red, the green and the blue plane
         records = np.frombuffer(content, np.uint8).reshape(-1, 1 + 3 * SIDE * SIDE)
-        planes, labels = records[:, 1:], records[:, 0]
+        images, labels = _from_planes(records[:, 1:]), records[:, 0]
+    elif name.endswith(".png"):  # one row per image; the labels of a whole split are one JSON list
+        with warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning):
+            images = np.asarray(Image.open(io.BytesIO(content), formats=["PNG"])).reshape(-1, SIDE, SIDE, 3)
+        split = "test" if name.startswith("test") else "train"
+        start = 0 if split == "test" else _BATCHES.index(name.removesuffix(".png")) * len(images)
+        labels = np.array(json.loads(files[f"{split}_lables.json"])[start : start + len(images)])
     else:
         batch = _unpickle(content)
-        planes, labels = batch[b"data"], np.array(batch[b"labels" if b"labels" in batch else b"fine_labels"])
-    return Split(planes.reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1), labels)
-
-
-def _parse_png(name: str, content: bytes, files: Mapping[str, bytes]) -> Split:
-    """Parse a picture with one row per image. The labels of a whole split are one JSON list."""
-    from PIL import Image
-
-    with warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning):
-        images = np.asarray(Image.open(io.BytesIO(content), formats=["PNG"])).reshape(-1, SIDE, SIDE, 3)
-    if name.startswith("test"):
-        return Split(images, np.array(json.loads(files["test_lables.json"])))
-    start = _BATCHES.index(name.removesuffix(".png")) * len(images)
-    return Split(images, np.array(json.loads(files["train_lables.json"])[start : start + len(images)]))
-
-
-def _check(split: Split, classes: int) -> None:
-    """Raise ValueError if the user's own data has other shapes or labels than the official data."""
-    images, labels = split.images, split.labels
-    if images.dtype != np.uint8 or images.shape != (len(labels), SIDE, SIDE, 3) or not len(labels):
+        images = _from_planes(batch[b"data"])
+        labels = np.array(batch[b"labels" if b"labels" in batch else b"fine_labels"])
+    # The official data passes these checks; data of the user's own may not.
+    if images.dtype != np.uint8 or len(images) != len(labels) or not len(labels):
         raise ValueError(f"{len(labels)} labels for images {images.dtype} {list(images.shape)}")
     if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= classes:
         raise ValueError(f"labels {labels.min()} to {labels.max()}, expected 0 to {classes - 1}")
+    return Split(images, labels)
+
+
+def _from_planes(planes: np.ndarray) -> np.ndarray:
+    return planes.reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1)
 
 
 def _concatenate(parts: list[Split]) -> Split:

