@@ -103,7 +103,7 @@ def _verify(path: Path, checksums: Mapping[str, str]) -> None:
 
 
 def _read_files(dataset: Dataset, path: Path, checksums: Mapping[str, str]) -> Iterator[tuple[str, bytes]]:
-    """Verify an archive or a folder. Yield the path in the archive and the content of each file of the dataset."""
+    """Verify an archive or a folder, and yield the path in the archive and the content of each file of the dataset."""
     names = [f"{folder}/{name}" for folder, files in dataset.formats.items() for name in files]
     if path.is_dir():
         for name in names:

@@ -22,9 +22,9 @@ from vision.pipeline.errors import UserError
 from vision.pipeline.paths import resolve_path
 
 STALL_SECONDS = 30
-"""A connection breaks off if nothing arrives for this time."""
+"""A connection is treated as broken if nothing arrives for this time."""
 MIN_SPEED = 10_000
-"""A download that is slower is given up; bytes per second on average, after the first `STALL_SECONDS`."""
+"""Bytes per second on average. A download that is slower after `STALL_SECONDS` is given up."""
 ATTEMPTS = 3
 """How often a source is tried if the connection breaks off."""
 
@@ -130,7 +130,7 @@ def _download_http(url: str, path: Path) -> None:
             if not response.ok:
                 raise UserError(f"the server answered {response.status_code} {response.reason}")
             with progress.bar(response.raw.length_remaining or 0, "B", "download", leave=False, delay=1) as bar:
-                while data := response.raw.read1(2**16):  # whatever has arrived, so that a slow server is noticed
+                while data := response.raw.read1(2**16):  # returns what has arrived, even if it is little
                     file.write(data)
                     bar.update(len(data))
                     _check_speed(bar)
