@@ -1,0 +1,114 @@
+"""Dynamic batching: images that arrive while the network is busy form its next batch.
+
+An idle network starts at once, so a lone request does not wait for others. Under load the batches grow by themselves.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+
+from vision.prediction.predictor import Predictor
+from vision.serving.errors import OverloadedError
+
+BATCH_SIZES = (64, 32, 16, 8, 4, 2, 1)
+"""The network sees only these batch sizes, because oneDNN compiles its kernels anew for each size and keeps them."""
+MAX_IMAGES = 1024
+"""Images in the server at a time, from their decoding to their answer."""
+
+
+@dataclass(frozen=True)
+class _Item:
+    predictor: Predictor
+    pixels: np.ndarray
+    result: asyncio.Future[np.ndarray]
+
+
+class Batcher:
+    """Runs the network in a thread of its own, batch by batch, in the order of arrival.
+
+    Use it as an asynchronous context manager; all methods are called in the event loop.
+    """
+
+    def __init__(self, on_batch: Callable[[int], object] = lambda size: None, max_images: int = MAX_IMAGES) -> None:
+        """Call `on_batch` with the size of each batch; accept at most `max_images` at a time."""
+        self._on_batch = on_batch
+        self._max_images = max_images
+        self._num_images = 0
+        self._queue: deque[_Item] = deque()
+        self._filled = asyncio.Event()
+        self._thread = ThreadPoolExecutor(1, "network")
+
+    async def __aenter__(self) -> "Batcher":
+        """Start to take images."""
+        self._task = asyncio.create_task(self._run())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Stop; nothing may wait for a result any more."""
+        self._task.cancel()
+        self._thread.shutdown()
+
+    @contextmanager
+    def reserve(self, count: int) -> Iterator[None]:
+        """Count images as being in the server for the block.
+
+        Raises:
+            OverloadedError: the server has too many. One request alone is always accepted.
+        """
+        if self._num_images and self._num_images + count > self._max_images:
+            raise OverloadedError
+        self._num_images += count
+        try:
+            yield
+        finally:
+            self._num_images -= count
+
+    async def predict(self, predictor: Predictor, images: Sequence[np.ndarray]) -> np.ndarray:
+        """Compute the probabilities, float32 [N, classes], of images uint8 [H, W, 3]."""
+        loop = asyncio.get_running_loop()
+        items = [_Item(predictor, pixels, loop.create_future()) for pixels in images]
+        self._queue.extend(items)
+        self._filled.set()
+        return np.stack(await asyncio.gather(*(item.result for item in items)))
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await self._filled.wait()
+            batch = self._next_batch()
+            try:
+                pixels = np.stack([item.pixels for item in batch])
+                rows = await loop.run_in_executor(self._thread, batch[0].predictor.predict, pixels)
+            except Exception as error:  # the requests of this batch fail; the next batch may be fine
+                for item in batch:
+                    if not item.result.done():
+                        item.result.set_exception(error)
+                continue
+            self._on_batch(len(batch))
+            for item, row in zip(batch, rows, strict=True):
+                if not item.result.done():  # cancelled
+                    item.result.set_result(row)
+
+    def _next_batch(self) -> list[_Item]:
+        """Take images of one model from the queue; after a replacement, older images still go to the older model."""
+        first, same = self._queue[0].predictor, 0
+        for item in self._queue:
+            if item.predictor is not first or same == BATCH_SIZES[0]:
+                break
+            same += 1
+        size = next(size for size in BATCH_SIZES if size <= same)
+        batch = [self._queue.popleft() for _ in range(size)]
+        if not self._queue:
+            self._filled.clear()
+        return batch
+
+
+def warm_up(predictor: Predictor) -> None:
+    """Predict a batch of each size, so that no request waits for oneDNN's compiler."""
+    for size in BATCH_SIZES:
+        predictor.predict(np.zeros((size, *predictor.image_size, 3), np.uint8))
