@@ -3,10 +3,10 @@
     python benchmarks/serving.py                             # the champion of experiment cifar10
     python benchmarks/serving.py --model models:/cifar10/3 --rounds 5 --seconds 20
 
-64 clients send images of 32x32 pixels (PNG), and photos of 2 megapixels (JPEG), each client the next one when it has its
-answer. tools/serve.py gets files in a form, MLflow gets JSON with base64 in a column `image`. Both servers are started
-once and wait while the other is measured. tools/serve.py is one process. MLflow gets a worker process per core with one
-thread each, which was its fastest setting. The clients share the cores with the servers.
+64 clients send images of 32x32 pixels (PNG), and photos of 2 megapixels (JPEG). Each sends the next one when it has its
+answer. tools/serve.py gets files in a form, MLflow gets JSON with base64 in a column `image`. All servers are started
+once and wait while another is measured. MLflow runs with one worker process, its default, and with one per core.
+tools/serve.py is one process. The clients share the cores with the servers.
 
 At the end tools/serve.py gets 10,000 more requests, every other one a photo, for the growth of its memory.
 """
@@ -53,7 +53,7 @@ class Server:
 
     def encode(self, file: bytes) -> tuple[bytes, dict[str, str]]:
         """Make the body and the headers of a request."""
-        if self.name == "mlflow":
+        if self.name.startswith("mlflow"):
             table = {"columns": ["image"], "data": [[base64.b64encode(file).decode()]]}
             return json.dumps({"dataframe_split": table}).encode(), {"Content-Type": "application/json"}
         head = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="image"; filename="image"\r\n\r\n'
@@ -95,7 +95,8 @@ def main() -> None:
     with contextlib.ExitStack() as stack:
         servers = [stack.enter_context(serve(options.model))]
         if not options.skip_mlflow:
-            servers.append(stack.enter_context(mlflow_serve(options.model)))
+            workers = sorted({1, os.cpu_count() or 1})
+            servers += [stack.enter_context(mlflow_serve(options.model, count)) for count in workers]
         asyncio.run(compare_answers(servers, inputs))
         results: dict[tuple[str, str], list[Measurement]] = {}
         for _ in range(options.rounds):
@@ -129,16 +130,19 @@ def serve(model: str) -> Iterator[Server]:
 
 
 @contextlib.contextmanager
-def mlflow_serve(model: str) -> Iterator[Server]:
-    """Run `mlflow models serve` for the block."""
+def mlflow_serve(model: str, workers: int) -> Iterator[Server]:
+    """Run `mlflow models serve` for the block; the workers divide the cores."""
     port = free_port()
-    workers = os.cpu_count() or 1
     command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", model, "--env-manager", "local"]
     command += ["--port", str(port), "--workers", str(workers), "--timeout", "600"]
-    environment = {"OMP_NUM_THREADS": "1"}
+    environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // workers))}
     environment["MLFLOW_TRACKING_URI"] = os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{ROOT / 'mlflow.db'}")
     with run_server(command, f"http://127.0.0.1:{port}/health", environment) as process:
-        yield Server("mlflow", f"http://127.0.0.1:{port}/invocations", psutil.Process(process.pid))
+        yield Server(
+            f"mlflow, {workers} workers" if workers > 1 else "mlflow, 1 worker",
+            f"http://127.0.0.1:{port}/invocations",
+            psutil.Process(process.pid),
+        )
 
 
 @contextlib.contextmanager
@@ -256,12 +260,12 @@ def print_results(results: dict[tuple[str, str], list[Measurement]]) -> None:
         cpu = statistics.median(one.cpu_per_request for one in rounds)
         rate = f"{statistics.median(rates):,.0f} ({min(rates):,.0f}, {max(rates):,.0f})"
         print(f"| {size} | {name} | {rate} | {p50:,.0f} | {p99:,.0f} | {cpu:.2f} |")
-    for size in dict.fromkeys(size for size, _ in results):
-        if (size, "mlflow") in results:
-            pairs = zip(results[size, "serve.py"], results[size, "mlflow"], strict=True)
+    for (size, name), rounds in results.items():
+        if name != "serve.py":
+            pairs = zip(results[size, "serve.py"], rounds, strict=True)
             ratios = [ours.throughput / theirs.throughput for ours, theirs in pairs]
-            print(f"\n{size}: {statistics.median(ratios):.1f} times MLflow's throughput "
-                  f"({min(ratios):.1f}, {max(ratios):.1f})")  # fmt: skip
+            spread = f"{min(ratios):.1f}, {max(ratios):.1f}"
+            print(f"\n{size}: {statistics.median(ratios):.1f} times the throughput of {name} ({spread})")
 
 
 def print_memory(server: Server, inputs: dict[str, list[bytes]]) -> None:

@@ -12,13 +12,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "stages"))
 
-from vision.pipeline.stage import start_stage
+from vision.pipeline.stage import run_stage, start_stage
 
 if __name__ == "__main__":
     start_stage()  # before the slow imports, so that Ctrl-C during them prints one line
 
 import argparse
-import gc
 import logging
 
 from vision.serving.application import create_application
@@ -39,22 +38,21 @@ def main() -> None:
     )
     parser.add_argument("--port", type=int, default=8000, help="port; 0 chooses a free one (default: 8000)")
     parser.add_argument("--max-megabytes", type=float, default=20, help="limit of an upload (default: 20)")
+    parser.add_argument("--poll-seconds", type=float, default=10, help="how often to look up an alias (default: 10)")
     options = parser.parse_args()
     logging.basicConfig(format="serve: %(message)s")
     logging.getLogger("vision").setLevel(logging.INFO)
 
     bound = open_socket(options.host, options.port)
     metrics = Metrics()
-    served = ServedModel(options.model, metrics.set_model)
+    served = ServedModel(options.model, options.poll_seconds, metrics.set_model)
     app = create_application(served, metrics, UploadLimits(round(options.max_megabytes * 1e6)))
     source = served.predictor.source
     host, port = bound.getsockname()[:2]
     name = " ".join(filter(None, (source.name, source.version)))
     print(f"serve: {name} at http://{f'[{host}]' if ':' in host else host}:{port}; Ctrl-C stops it", flush=True)
-    gc.freeze()  # imported objects live until the end
-    gc.enable()
     run_server(app, bound)
 
 
 if __name__ == "__main__":
-    main()
+    run_stage(main, resume_hint="the same command starts the server again", single=False)

@@ -96,10 +96,10 @@ class _Service:
         """
         predictor = self.served.predictor
         async with self.uploads.read(request) as files:
-            with self.batcher.reserve(len(files)):
+            with self.batcher.reserve(len(files)) as reservation:
                 decoded = await self._decode(predictor, files)
                 images = [pixels for pixels in decoded if not isinstance(pixels, str)]
-                rows = iter((await self.batcher.predict(predictor, images)).tolist())
+                rows = iter((await reservation.predict(predictor, images)).tolist())
         entries = [
             {"file": file.name, "error": pixels}
             if isinstance(pixels, str)
@@ -114,10 +114,10 @@ class _Service:
         async with self.uploads.read(request) as files:
             if len(files) > 1:
                 raise RequestError(400, "A heat map is of one image; send one file.")
-            with self.batcher.reserve(1 + GRID**2):
+            with self.batcher.reserve(1 + GRID**2) as reservation:
                 (pixels,) = await self._decode(predictor, files)
                 assert not isinstance(pixels, str)  # a lone file that cannot be decoded has raised
-                rows = await self.batcher.predict(predictor, [pixels, *cover_patches(pixels)])
+                rows = await reservation.predict(predictor, [pixels, *cover_patches(pixels)])
         best = int(rows[0].argmax())
         heat = heat_map(rows[0, best], rows[1:, best])
         return JSONResponse(
@@ -160,7 +160,7 @@ class _Service:
         if len(errors) == len(files):
             which = "The image" if len(files) == 1 else f"None of the {len(files)} images"
             verb = "cannot" if len(files) == 1 else "can"
-            raise RequestError(400, f"{which} {verb} be decoded: {errors[0]}.")
+            raise RequestError(400, f"{which} {verb} be decoded: {errors[0].rstrip('.')}.")
         return decoded
 
 

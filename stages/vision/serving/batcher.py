@@ -1,14 +1,15 @@
 """Dynamic batching: images that arrive while the network is busy form its next batch.
 
-An idle network starts at once, so a lone request does not wait for others. Under load the batches grow by themselves.
+A lone request does not wait for others. Under load the batches grow by themselves.
 """
 
 import asyncio
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 
@@ -19,6 +20,10 @@ BATCH_SIZES = (64, 32, 16, 8, 4, 2, 1)
 """The network sees only these batch sizes, because oneDNN compiles its kernels anew for each size and keeps them."""
 MAX_IMAGES = 1024
 """Images in the server at a time, from their decoding to their answer."""
+MIN_BATCH = 16
+"""While other images are being decoded, the network waits for so many ..."""
+WAIT_SECONDS = 0.02
+"""... for at most this time."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +44,12 @@ class Batcher:
         self._on_batch = on_batch
         self._max_images = max_images
         self._num_images = 0
+        self._num_expected = 0
         self._queue: deque[_Item] = deque()
-        self._filled = asyncio.Event()
+        self._changed = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, "network")
 
-    async def __aenter__(self) -> "Batcher":
+    async def __aenter__(self) -> Self:
         """Start to take images."""
         self._task = asyncio.create_task(self._run())
         return self
@@ -54,58 +60,96 @@ class Batcher:
         self._thread.shutdown()
 
     @contextmanager
-    def reserve(self, count: int) -> Iterator[None]:
-        """Count images as being in the server for the block.
+    def reserve(self, count: int) -> Iterator["Reservation"]:
+        """Count images as being in the server for the block, which predicts them at most once.
 
         Raises:
             OverloadedError: the server has too many. One request alone is always accepted.
         """
         if self._num_images and self._num_images + count > self._max_images:
             raise OverloadedError
+        reservation = Reservation(self, count)
         self._num_images += count
+        self._num_expected += count
         try:
-            yield
+            yield reservation
         finally:
+            reservation.arrive()
             self._num_images -= count
 
-    async def predict(self, predictor: Predictor, images: Sequence[np.ndarray]) -> np.ndarray:
-        """Compute the probabilities, float32 [N, classes], of images uint8 [H, W, 3]."""
-        loop = asyncio.get_running_loop()
-        items = [_Item(predictor, pixels, loop.create_future()) for pixels in images]
+    def _put(self, items: Sequence[_Item]) -> None:
         self._queue.extend(items)
-        self._filled.set()
-        return np.stack(await asyncio.gather(*(item.result for item in items)))
+        self._changed.set()
+
+    def _arrive(self, count: int) -> None:
+        self._num_expected -= count
+        self._changed.set()
 
     async def _run(self) -> None:
-        loop = asyncio.get_running_loop()
         while True:
-            await self._filled.wait()
-            batch = self._next_batch()
-            try:
-                pixels = np.stack([item.pixels for item in batch])
-                rows = await loop.run_in_executor(self._thread, batch[0].predictor.predict, pixels)
-            except Exception as error:  # the requests of this batch fail; the next batch may be fine
-                for item in batch:
-                    if not item.result.done():
-                        item.result.set_exception(error)
-                continue
-            self._on_batch(len(batch))
-            for item, row in zip(batch, rows, strict=True):
-                if not item.result.done():  # cancelled
-                    item.result.set_result(row)
+            await self._wait_for_images()
+            await self._run_batch(self._next_batch())
+
+    async def _wait_for_images(self) -> None:
+        """Wait for an image, and a little for more of them if they are being decoded.
+
+        Photos are decoded one by one, so without this the network would get most of them one by one too.
+        """
+        while not self._queue:
+            self._changed.clear()
+            await self._changed.wait()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(WAIT_SECONDS):
+                while self._num_expected and len(self._queue) < MIN_BATCH:
+                    self._changed.clear()
+                    await self._changed.wait()
 
     def _next_batch(self) -> list[_Item]:
         """Take images of one model from the queue; after a replacement, older images still go to the older model."""
-        first, same = self._queue[0].predictor, 0
+        predictor, count = self._queue[0].predictor, 0
         for item in self._queue:
-            if item.predictor is not first or same == BATCH_SIZES[0]:
+            if item.predictor is not predictor or count == BATCH_SIZES[0]:
                 break
-            same += 1
-        size = next(size for size in BATCH_SIZES if size <= same)
-        batch = [self._queue.popleft() for _ in range(size)]
-        if not self._queue:
-            self._filled.clear()
-        return batch
+            count += 1
+        size = next(size for size in BATCH_SIZES if size <= count)
+        return [self._queue.popleft() for _ in range(size)]
+
+    async def _run_batch(self, batch: Sequence[_Item]) -> None:
+        pixels = np.stack([item.pixels for item in batch])
+        loop = asyncio.get_running_loop()
+        try:
+            rows = await loop.run_in_executor(self._thread, batch[0].predictor.predict, pixels)
+        except Exception as error:  # the requests of this batch fail; the next batch may be fine
+            for item in batch:
+                if not item.result.done():
+                    item.result.set_exception(error)
+            return
+        self._on_batch(len(batch))
+        for item, row in zip(batch, rows, strict=True):
+            if not item.result.done():  # it is, if the request was cancelled
+                item.result.set_result(row)
+
+
+class Reservation:
+    """Images of one request that the server has accepted; see `Batcher.reserve`."""
+
+    def __init__(self, batcher: Batcher, count: int) -> None:
+        """Expect `count` images."""
+        self._batcher = batcher
+        self._num_expected = count
+
+    async def predict(self, predictor: Predictor, images: Sequence[np.ndarray]) -> np.ndarray:
+        """Compute the probabilities, float32 [N, classes], of at least one image, uint8 [H, W, 3] each."""
+        loop = asyncio.get_running_loop()
+        items = [_Item(predictor, pixels, loop.create_future()) for pixels in images]
+        self._batcher._put(items)
+        self.arrive()
+        return np.stack(await asyncio.gather(*(item.result for item in items)))
+
+    def arrive(self) -> None:
+        """Expect no more images."""
+        self._batcher._arrive(self._num_expected)
+        self._num_expected = 0
 
 
 def warm_up(predictor: Predictor) -> None:

@@ -10,8 +10,6 @@ from vision.serving.batcher import warm_up
 
 logger = logging.getLogger(__name__)
 
-POLL_SECONDS = 10.0
-
 
 class ServedModel:
     """A model that is replaced while it is in use.
@@ -24,11 +22,14 @@ class ServedModel:
         error: why the registry or its newest model could not be used at the last attempt; None if all is well.
     """
 
-    def __init__(self, model: str, on_load: Callable[[Predictor], object] = lambda predictor: None) -> None:
+    def __init__(
+        self, model: str, poll_seconds: float, on_load: Callable[[Predictor], object] = lambda predictor: None
+    ) -> None:
         """Load a model, and call `on_load` with it and with each later one.
 
         Args:
             model: as `find_model` takes it.
+            poll_seconds: between two questions to the registry.
             on_load: called in the thread that loads.
 
         Raises:
@@ -36,16 +37,17 @@ class ServedModel:
         """
         self.model = model
         self.error: str | None = None
+        self._poll_seconds = poll_seconds
         self._on_load = on_load
         self._stopped = threading.Event()
         self.predictor = load_predictor(find_model(model))
         warm_up(self.predictor)
         on_load(self.predictor)
 
-    def start_polling(self, seconds: float = POLL_SECONDS) -> None:
-        """Ask the registry for the version every so many seconds, in a thread. Only an alias can move."""
+    def start_polling(self) -> None:
+        """Ask the registry for the version now and then, in a thread, if the model is given by an alias."""
         if self.model.startswith("models:/") and "@" in self.model:
-            threading.Thread(target=self._poll, args=(seconds,), name="registry", daemon=True).start()
+            threading.Thread(target=self._poll, name="registry", daemon=True).start()
 
     def stop_polling(self) -> None:
         """Ask no more. A model that is being loaded is not waited for."""
@@ -69,6 +71,6 @@ class ServedModel:
                 logger.warning("%s", message)
             self.error = message
 
-    def _poll(self, seconds: float) -> None:
-        while not self._stopped.wait(seconds):
+    def _poll(self) -> None:
+        while not self._stopped.wait(self._poll_seconds):
             self.update()
