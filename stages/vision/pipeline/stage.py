@@ -13,7 +13,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import NoReturn
@@ -34,15 +34,18 @@ def start_stage() -> None:
     gc.disable()
 
 
-def run_stage(main: Callable[[], None], resume_hint: str = "`dvc repro` starts this stage again") -> None:
+def run_stage(
+    main: Callable[[], None], resume_hint: str = "`dvc repro` starts this stage again", single: bool = True
+) -> None:
     """Run `main` as the stage that the script is named after. Exit with status 1 after an error, 130 after Ctrl-C.
 
-    A script does not run twice at once in a checkout, because both processes would write the same files. With
-    VISION_DEBUG=1 in the environment, an error is shown with its traceback.
+    With VISION_DEBUG=1 in the environment, an error is shown with its traceback.
 
     Args:
         main: the work of the stage.
         resume_hint: what to do after an interruption; part of the message.
+        single: whether to refuse to start while another process runs the script in this checkout. Stages do, because
+            both processes would write the same files.
     """
     name = Path(sys.argv[0]).stem
     started = time.perf_counter()
@@ -52,7 +55,7 @@ def run_stage(main: Callable[[], None], resume_hint: str = "`dvc repro` starts t
     gc.freeze()  # imported objects live until the end; later collections skip them
     gc.enable()
     try:
-        with _single_process(Path(sys.argv[0])):
+        with _single_process(Path(sys.argv[0])) if single else nullcontext():
             main()
     except KeyboardInterrupt:
         _print_lines(name, f"interrupted; {resume_hint}")

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from vision.artifacts.trained_model import load_model
-from vision.core.device import Precision, select_device
+from vision.core.device import Device, Precision, select_device
 from vision.core.inference import autocast
 from vision.datasets import image_file
 from vision.pipeline.errors import UserError
@@ -100,11 +100,12 @@ def load_predictor(source: ModelSource, precision: Precision = "fp32") -> Predic
     """Load a model onto the fastest available device. A model from MLflow is a graph for the CPU, and stays there.
 
     Raises:
-        UserError: the model is missing or damaged, or MLflow's store cannot be used.
+        UserError: the model is missing or damaged, MLflow's store cannot be used, or the device does not support the
+            precision.
     """
     if source.uri.startswith(_MLFLOW):
         return _load_from_mlflow(source, precision)
-    device, dtype = select_device("auto", precision)
+    device, dtype = _select_device("auto", precision)
     model, config = load_model(source.uri)
     network = nn.Sequential(model, nn.Softmax(1)).eval().to(device)
     height, width, _ = config.image_shape
@@ -123,8 +124,15 @@ def _load_from_mlflow(source: ModelSource, precision: Precision) -> Predictor:
             raise UserError(f"{source.uri}: not a model of this version of the pipeline; train it again")
         network = mlflow.pytorch.load_model(folder)
     height, width, _ = metadata["image_shape"]
-    device, dtype = select_device("cpu", precision)
+    device, dtype = _select_device("cpu", precision)
     return Predictor(network, metadata["classes"], (height, width), source, device, dtype)
+
+
+def _select_device(device: Device, precision: Precision) -> tuple[torch.device, torch.dtype]:
+    try:
+        return select_device(device, precision)
+    except ValueError as error:
+        raise UserError(f"precision: {str(error).partition(': ')[2]}") from None
 
 
 @contextmanager

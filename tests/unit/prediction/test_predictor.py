@@ -56,6 +56,12 @@ def test_a_folder(models: Path, expected: np.ndarray) -> None:
     np.testing.assert_array_equal(predictor.read_pixels(encode(IMAGES[0])), IMAGES[0])
 
 
+def test_a_precision_that_the_device_does_not_support_is_refused(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match=r"^precision: fp16 needs a CUDA device, .*use auto, bf16 or fp32$"):
+        load_predictor(find_model(str(models)), "fp16")
+
+
 @pytest.mark.slow
 def test_models_in_mlflow(models: Path, expected: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{models.parent}/mlflow.db")
