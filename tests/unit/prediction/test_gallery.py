@@ -11,7 +11,7 @@ from PIL import Image
 from playwright.sync_api import Browser, Page
 from torch import nn
 
-from browser import chromium
+from browser import chromium, open_page
 from photos import make_photos
 from vision.prediction.gallery import THUMBNAIL_SIZE, make_thumbnail, write_page
 from vision.prediction.predictions import Prediction
@@ -94,16 +94,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def window(browser: Browser, page: Path) -> Iterator[Page]:
-    problems: list[str] = []
-    window = browser.new_page(viewport={"width": 390, "height": 844})
-    window.on("dialog", lambda dialog: (problems.append(dialog.message), dialog.dismiss())[1])
-    window.on("console", lambda message: problems.append(message.text))
-    window.on("pageerror", lambda error: problems.append(str(error)))
-    window.on(
-        "request",
-        lambda request: None if request.url.startswith((page.as_uri(), "data:")) else problems.append(request.url),
-    )
-    window.goto(page.as_uri())
+    window, problems = open_page(browser, page, viewport={"width": 390, "height": 844})
     yield window
     assert problems == []
     window.close()
