@@ -27,6 +27,7 @@ from collections.abc import Sequence
 from vision.core.device import DTYPES, keep_freed_memory
 from vision.pipeline.errors import UserError
 from vision.pipeline.paths import ROOT
+from vision.pipeline.validation import printable
 from vision.prediction.image_list import list_images
 from vision.prediction.predictions import Prediction, open_csv, predict_all
 from vision.prediction.predictor import find_model, load_predictor
@@ -45,15 +46,17 @@ def main() -> None:
     keep_freed_memory()
     with open_csv(options.output, predictor, files) as table:
         if table is not None and table.done:
-            print(f"continuing {options.output}: {table.done:,} of {len(files):,} files are done")
+            say(f"continuing {options.output}: {table.done:,} of {len(files):,} files are done")
         if table is not None and table.problem:
-            print(f"starting {options.output} again, without the rows of an interrupted run: {table.problem}")
+            say(f"starting {options.output} again; the rows of an interrupted run are not used: {table.problem}")
         predictions = predict_all(predictor, files, table)
-        print_rows(predictions.rows)
         if options.page:
             from vision.prediction.gallery import write_page  # only now, because few need it
 
             write_page(options.page, predictions.rows, predictor)
+    for file, reason in predictions.errors.items():
+        say(f"{file}: {reason}")
+    print_rows(predictions.rows)
     for path in filter(None, (options.output, options.page)):
         print(f"wrote {path}")
     if predictions.errors:
@@ -75,7 +78,15 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--precision", choices=["auto", *DTYPES], default="fp32", help="of convolutions (default: fp32)"
     )
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.page and (options.page.is_dir() or options.page == options.output):
+        raise UserError(f"--page {options.page}: is a folder, or the file of --output; expected the name of a file")
+    return options
+
+
+def say(message: str) -> None:
+    """Print a line on stderr. Nothing is printed on stdout before the files are complete: the reader may be gone."""
+    print(f"predict: {printable(message)}", file=sys.stderr, flush=True)
 
 
 def print_rows(rows: Sequence[Prediction]) -> None:
@@ -84,7 +95,9 @@ def print_rows(rows: Sequence[Prediction]) -> None:
         return
     names = [row.image if len(row.image) <= MAX_NAME else f"…{row.image[1 - MAX_NAME :]}" for row in rows[:MAX_ROWS]]
     cells = [("image", "class", "probability")]
-    cells += [(name, row.class_name, f"{row.probability:.4f}") for name, row in zip(names, rows, strict=False)]
+    cells += [
+        (name, printable(row.class_name), f"{row.probability:.4f}") for name, row in zip(names, rows, strict=False)
+    ]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     for line in cells:
         print("  ".join(map(str.ljust, line, widths)).rstrip())

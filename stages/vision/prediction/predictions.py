@@ -1,6 +1,5 @@
 """The predictions of a list of files, and the CSV file that has them."""
 
-import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -8,7 +7,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vision.pipeline import progress
-from vision.pipeline.validation import printable
 from vision.prediction.file_prediction import predict_files
 from vision.prediction.fingerprint import prediction_fingerprint
 from vision.prediction.predictor import Predictor
@@ -47,7 +45,7 @@ def open_csv(
 
 
 def predict_all(predictor: Predictor, files: Sequence[str], table: ResumableTable | None) -> Predictions:
-    """Classify files with a progress bar. A line on stderr names each file that could not be read, and why.
+    """Classify files with a progress bar.
 
     Args:
         predictor: the model.
@@ -69,6 +67,4 @@ def predict_all(predictor: Predictor, files: Sequence[str], table: ResumableTabl
             if table is not None:
                 cells = zip(batch.images, names, best, *batch.probabilities.T, strict=True)
                 table.append(batch.end, cells, batch.errors)
-    for file, reason in errors.items():
-        print(f"predict: {printable(file)}: {printable(reason)}", file=sys.stderr)
     return Predictions(rows, errors)
