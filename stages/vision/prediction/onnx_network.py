@@ -49,13 +49,13 @@ class OnnxNetwork(nn.Module):
             raise UserError(f"{name}: ONNX Runtime cannot load it ({reason})") from None
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         try:
-            self.classes = json.loads(self._session.get_modelmeta().custom_metadata_map["classes"])
-            (batch, height, width, channels), (_, count) = inputs[0].shape, outputs[0].shape
-            is_valid = inputs[0].type == "tensor(uint8)" and channels == 3 and not isinstance(batch, int)
+            classes = json.loads(self._session.get_modelmeta().custom_metadata_map["classes"])
+            (_, height, width, channels), (_, count) = inputs[0].shape, outputs[0].shape
         except (KeyError, ValueError):
-            is_valid = False
-        if not is_valid or len(self.classes) != count:
+            classes, height, width, channels, count = None, 0, 0, 0, 0
+        if (inputs[0].type, channels) != ("tensor(uint8)", 3) or not isinstance(classes, list) or len(classes) != count:
             raise UserError(f"{name}: not written by tools/export.py")
+        self.classes = classes
         self.image_size = (height, width)
         self._input = inputs[0].name
 
