@@ -1,11 +1,10 @@
 """Write a trained model as a file for other programs, once it is shown to compute the same."""
 
 import io
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -17,9 +16,13 @@ from vision.prediction.agreement import AccuracyDrop, measure_accuracy_drop, mea
 from vision.prediction.onnx_export import export_onnx, model_metadata
 from vision.prediction.onnx_network import OnnxNetwork
 from vision.prediction.predictor import BATCH_SIZE, Predictor
+from vision.prediction.pt2_export import export_pt2
 from vision.prediction.quantization import quantize
 from vision.storage.arrays import Split, evenly_spaced, read_split, read_stats
 from vision.storage.atomic import atomic_write
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
 
 Format = Literal["onnx", "onnx-int8", "pt2"]
 FILE_NAMES: dict[Format, str] = {"onnx": "model.onnx", "onnx-int8": "model-int8.onnx", "pt2": "model.pt2"}
@@ -103,37 +106,22 @@ def read_images(predictor: Predictor, data: Path) -> LabeledImages:
 
 def _write_onnx(predictor: Predictor, path: Path) -> nn.Module:
     """Write an ONNX file and load it."""
-    path.write_bytes(make_onnx(predictor))
+    path.write_bytes(_make_onnx(predictor).SerializeToString())
     return OnnxNetwork(path)
 
 
-def make_onnx(predictor: Predictor) -> bytes:
-    """Return a predictor's network in ONNX format.
-
-    Raises:
-        UserError: the network cannot be exported.
-    """
+def _make_onnx(predictor: Predictor) -> "ModelProto":
     metadata = model_metadata(predictor.classes, predictor.source.uri)
-    return export_onnx(predictor.network, _random_images(predictor, 2), metadata).SerializeToString()
+    return export_onnx(predictor.network, _random_images(predictor, 2), metadata)
 
 
 def _write_pt2(predictor: Predictor, path: Path) -> nn.Module:
-    """Write an exported program of PyTorch and load it."""
-    example = torch.from_numpy(_random_images(predictor, 2))
-    try:
-        with warnings.catch_warnings(action="ignore"):  # about the implementation of torch
-            program = torch.export.export(predictor.network, (example,), dynamic_shapes=({0: torch.export.Dim("N")},))
-    except Exception as error:  # torch.export's errors have no common class
-        reason = str(error).strip().partition("\n")[0][:200]
-        raise UserError(f"{predictor.source.uri}: PyTorch cannot export the network ({reason})") from error
-    buffer = io.BytesIO()  # torch.export.save wants a file name that ends in .pt2
+    """Write a pt2 file and load it."""
     metadata = model_metadata(predictor.classes, predictor.source.uri)
-    extra_files = {"classes.json": metadata["classes"], "source": metadata["source"]}
-    with warnings.catch_warnings(action="ignore"):  # about weights that are not on the CPU; these are
-        torch.export.save(program, buffer, extra_files=extra_files)
-    path.write_bytes(buffer.getbuffer())
-    buffer.seek(0)
-    return torch.export.load(buffer).module()
+    files = {"classes.json": metadata["classes"], "source.txt": metadata["source"]}
+    content = export_pt2(predictor.network, _random_images(predictor, 2), files)
+    path.write_bytes(content)
+    return torch.export.load(io.BytesIO(content)).module()
 
 
 def _check_agreement(predictor: Predictor, network: nn.Module, data: Path) -> str:
@@ -183,8 +171,7 @@ def _write_int8(predictor: Predictor, path: Path, data: Path) -> str:
     if not len(val.labels):
         raise UserError(f"{data}: has no validation images to compare with; set preprocess.val_fraction")
     calibration = train.images[evenly_spaced(len(train.labels), CALIBRATION_IMAGES)]
-    metadata = model_metadata(predictor.classes, predictor.source.uri)
-    model = export_onnx(predictor.network, _random_images(predictor, 2), metadata)
+    model = _make_onnx(predictor)
     with bar(len(calibration) + 2 * len(val.labels), "image", "export") as progress:
         quantized = quantize(model, calibration, progress.update)
         path.write_bytes(quantized.SerializeToString())

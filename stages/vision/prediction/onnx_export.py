@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from vision.pipeline.errors import UserError
-from vision.pipeline.stage import importing
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
@@ -38,10 +37,8 @@ def export_onnx(network: nn.Module, example: np.ndarray, metadata: Mapping[str, 
     """
     if sum(value.numel() * value.element_size() for value in network.state_dict().values()) >= _MAX_BYTES:
         raise UserError("the network has more than 2 GB of weights, the limit of an ONNX file; use --format pt2")
-    with importing():
-        import onnx
-        import onnxscript  # noqa: F401  torch imports it
-        from torch.onnx.errors import OnnxExporterError
+    import onnx
+    from torch.onnx.errors import OnnxExporterError
 
     log = logging.getLogger("torch.onnx")
     level = log.level

@@ -134,8 +134,8 @@ def _load_from_mlflow(source: ModelSource, precision: Precision) -> Predictor:
 
 
 def _load_from_onnx(source: ModelSource) -> Predictor:
-    with importing():
-        from vision.prediction.onnx_network import OnnxNetwork
+    from vision.prediction.onnx_network import OnnxNetwork  # not needed for other models
+
     network = OnnxNetwork(Path(source.uri))
     return Predictor(network, network.classes, network.image_size, source, torch.device("cpu"), torch.float32)
 

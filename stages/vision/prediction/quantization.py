@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vision.pipeline.stage import importing
 from vision.prediction.onnx_export import INPUT
 
 if TYPE_CHECKING:
@@ -33,16 +32,15 @@ def quantize(model: "ModelProto", images: np.ndarray, on_batch: Callable[[int], 
         images: uint8 [N, H, W, 3], training images from which the ranges of the features are measured.
         on_batch: called with the number of images of each batch.
     """
-    with importing():
-        import onnx
-        from onnxruntime.quantization import (
-            CalibrationDataReader,
-            CalibrationMethod,
-            QuantFormat,
-            QuantType,
-            quantize_static,
-        )
-        from onnxruntime.quantization.shape_inference import quant_pre_process
+    import onnx
+    from onnxruntime.quantization import (
+        CalibrationDataReader,
+        CalibrationMethod,
+        QuantFormat,
+        QuantType,
+        quantize_static,
+    )
+    from onnxruntime.quantization.shape_inference import quant_pre_process
 
     class Reader(CalibrationDataReader):
         def __init__(self) -> None:

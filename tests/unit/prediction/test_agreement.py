@@ -8,9 +8,11 @@ IMAGES = np.arange(8, dtype=np.uint8).reshape(8, 1, 1, 1)
 
 def compare(first: list[list[float]], second: list[list[float]]) -> Agreement:
     """Compare two networks that return these probabilities for the images 0, 1, 2, ..."""
-    tables = [np.array(table, np.float32) for table in (first, second)]
-    networks = [lambda images, table=table: table[images.flatten()] for table in tables]
-    return measure_agreement(*networks, IMAGES[: len(first)], [1, len(first) - 1])
+    expected, actual = np.array(first, np.float32), np.array(second, np.float32)
+    images = IMAGES[: len(first)]
+    return measure_agreement(
+        lambda batch: expected[batch.flatten()], lambda batch: actual[batch.flatten()], images, [1, len(first) - 1]
+    )
 
 
 def test_the_largest_difference_of_all_batches_counts() -> None:

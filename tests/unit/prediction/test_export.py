@@ -137,7 +137,7 @@ def test_a_model_from_mlflow_can_be_exported(predictor: Predictor, tmp_path: Pat
     save_mlflow_model(tmp_path / "saved", predictor.network, images, CLASSES)
     loaded = make_predictor(mlflow.pytorch.load_model(tmp_path / "saved"))
     for file_format in ("onnx", "pt2"):
-        export_model(loaded, file_format, tmp_path / f"model.{file_format}", tmp_path)  # type: ignore[arg-type]
+        export_model(loaded, file_format, tmp_path / f"model.{file_format}", tmp_path)
     found = OnnxNetwork(tmp_path / "model.onnx").run(images)
     np.testing.assert_allclose(found, predictor.predict(images), atol=1e-5)
 

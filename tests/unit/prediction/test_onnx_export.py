@@ -65,8 +65,8 @@ class PooledNorm(nn.Module):
         with torch.no_grad():
             self.norm.weight.copy_(torch.tensor(factors))
             self.norm.bias.copy_(torch.tensor([0.1, -0.2, 0.3]))
-            self.norm.running_mean.copy_(torch.tensor([0.3, 0.0, -0.3]))
-            self.norm.running_var.copy_(torch.tensor([0.5, 1.0, 2.0]))
+        self.norm.running_mean = torch.tensor([0.3, 0.0, -0.3])
+        self.norm.running_var = torch.tensor([0.5, 1.0, 2.0])
 
     def forward(self, images: Tensor) -> Tensor:
         features = nn.functional.max_pool2d(self.conv(images.permute(0, 3, 1, 2) / 255), 2)
