@@ -109,7 +109,7 @@ def load_predictor(source: ModelSource, precision: Precision = "fp32") -> Predic
     if source.uri.startswith(_MLFLOW):
         return _load_from_mlflow(source, precision)
     if source.uri.endswith(_ONNX):
-        return _load_from_onnx(source)
+        return _load_from_onnx(source, precision)
     device, dtype = select_device("auto", precision)
     model, config = load_model(source.uri)
     network = nn.Sequential(model, nn.Softmax(1)).eval().to(device)
@@ -133,7 +133,9 @@ def _load_from_mlflow(source: ModelSource, precision: Precision) -> Predictor:
     return Predictor(network, metadata["classes"], (height, width), source, device, dtype)
 
 
-def _load_from_onnx(source: ModelSource) -> Predictor:
+def _load_from_onnx(source: ModelSource, precision: Precision) -> Predictor:
+    if precision not in ("auto", "fp32"):
+        raise UserError(f"{source.uri}: the precision is that of the file; {precision} is not possible")
     from vision.prediction.onnx_network import OnnxNetwork  # not needed for other models
 
     network = OnnxNetwork(Path(source.uri))

@@ -1,5 +1,4 @@
 import json
-import logging
 import os
 import subprocess
 import sys
@@ -11,12 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from striped_model import CLASSES, train_striped, write_striped
+from striped_model import CLASSES, write_striped
 from vision.pipeline.errors import UserError
 from vision.prediction.export import export_model
 from vision.prediction.mlflow_format import save_mlflow_model
 from vision.prediction.onnx_network import OnnxNetwork
-from vision.prediction.onnx_runtime import to_onnx_runtime
 from vision.prediction.predictor import ModelSource, Predictor, find_model, load_predictor
 from vision.storage.arrays import read_split
 
@@ -96,6 +94,8 @@ def test_a_predictor_loads_an_exported_file(predictor: Predictor, checkout: Path
     assert (loaded.classes, loaded.image_size, source.name) == (CLASSES, (8, 8), "stripes")
     images = np.array(read_split(checkout / "data/processed", "val", 4).images)
     np.testing.assert_allclose(loaded.predict(images), predictor.predict(images), atol=1e-4)
+    with pytest.raises(UserError, match=r"stripes\.onnx: the precision is that of the file; bf16 is not possible"):
+        load_predictor(source, "bf16")
     with pytest.raises(UserError, match=r"stripes\.onnx: an exported file; name the model"):
         export_model(loaded, "pt2", tmp_path / "model.pt2", checkout)
 
@@ -185,42 +185,3 @@ def test_too_coarse_or_too_large_is_refused_with_its_figures(
         ):
             export_model(model, "onnx-int8", tmp_path / "model.onnx", data / "data/processed")
     assert [found.name for found in tmp_path.iterdir()] == ["few"]
-
-
-def test_a_predictor_runs_in_onnx_runtime(predictor: Predictor, checkout: Path) -> None:
-    converted = to_onnx_runtime(predictor)
-    assert isinstance(converted.network, OnnxNetwork)
-    assert (converted.classes, converted.source) == (predictor.classes, predictor.source)
-    images = np.array(read_split(checkout / "data/processed", "val", 4).images)
-    np.testing.assert_allclose(converted.predict(images), predictor.predict(images), atol=1e-4)
-    assert to_onnx_runtime(converted) is converted
-
-
-def test_other_precisions_stay_in_pytorch() -> None:
-    predictor = make_predictor(train_striped(), torch.bfloat16)
-    assert to_onnx_runtime(predictor) is predictor
-
-
-class Unexportable(nn.Module):
-    def forward(self, images: Tensor) -> Tensor:
-        return torch.linalg.eigvals(images[:, :4, :4, 0].float()).real.softmax(1)
-
-
-@pytest.mark.parametrize(
-    ("network", "message"),
-    [
-        (
-            Different(1.01).eval(),
-            "pets: runs in PyTorch, because ONNX Runtime does not agree: probabilities of 40 images",
-        ),
-        (Unexportable().eval(), "pets: runs in PyTorch, not in ONNX Runtime: PyTorch cannot export"),
-    ],
-)
-def test_a_network_that_fails_stays_in_pytorch(
-    network: nn.Module, message: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    predictor = make_predictor(network)
-    assert to_onnx_runtime(predictor) is predictor
-    (record,) = [record for record in caplog.records if record.levelno >= logging.WARNING]
-    assert record.getMessage().startswith(message)
-    assert "\n" not in record.getMessage()
