@@ -96,8 +96,10 @@ def main() -> None:
         summary = write_predictions(classify(spark, images, model), options.output)
     if not summary.images:
         raise UserError(f"{options.input}: no images")
-    rate = summary.images / summary.seconds
-    print(f"{summary.images:,} images, {summary.errors:,} errors, {rate:,.0f} images per second: {options.output}")
+    print(
+        f"{summary.images:,} images, {summary.errors:,} errors, {summary.seconds:,.1f} s, "
+        f"{summary.images / summary.seconds:,.0f} images per second: {options.output}"
+    )
 
 
 @contextmanager
@@ -203,4 +205,6 @@ if __name__ == "__main__":
     except UserError as error:
         sys.exit(f"spark_predict: {error}")
     except PySparkException as error:
-        sys.exit(f"spark_predict: the job failed: {first_line(error)} (`spark-submit --conf spark.log.level=WARN` shows Spark's log)")
+        sys.exit(
+            f"spark_predict: the job failed: {first_line(error)} (`spark-submit --conf spark.log.level=WARN` shows Spark's log)"
+        )
