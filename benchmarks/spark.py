@@ -1,12 +1,12 @@
 """Measure how many images per second tools/spark_predict.py classifies, by number of executors.
 
     python benchmarks/spark.py                            # 10,000 PNG files of 32x32, 200 JPEG photos of 2 megapixels
-    python benchmarks/spark.py --model models --images 2000 --photos 50 --executors 1
+    python benchmarks/spark.py --images 2000 --photos 50 --executors 1
 
-Starts a standalone Spark cluster on this machine: a master, and a worker with one core and 2 GiB for each executor. Jobs
-run one after the other. `job` counts everything from the first task on, so also the start of Python and the loading of
-the model in each executor. `steady` leaves out the seconds of a job with four images per executor. It is the rate of a
-long job.
+Starts a standalone Spark cluster on this machine: a master, and a worker with one core and 2 GiB for each executor.
+Jobs run one after the other. `job` counts everything from the first task on, so also the start of Python and the
+loading of the model in each executor. `steady` leaves out the seconds of a job with four images per executor. It is the
+rate of a long job.
 """
 
 import argparse
@@ -35,7 +35,7 @@ SUMMARY = re.compile(r"([\d,]+) images, [\d,]+ errors, ([\d.,]+) s,")
 def main() -> None:
     """Print a row for each number of executors and kind of image."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="models:/cifar10@champion", help="as of spark_predict.py")
+    parser.add_argument("--model", default="models", help="as of spark_predict.py")
     parser.add_argument("--images", type=int, default=10_000, help="number of PNG files (default: %(default)s)")
     parser.add_argument("--photos", type=int, default=200, help="number of JPEG files (default: %(default)s)")
     parser.add_argument("--executors", type=int, nargs="+", default=[1, 2], help="(default: 1 2)")
@@ -74,7 +74,7 @@ def write_photos(folder: Path, count: int) -> None:
         for scale in (1, 4, 16, 64, 256):
             size = (-(-PHOTO_SIZE[1] // scale), -(-PHOTO_SIZE[0] // scale), 3)
             noise = Image.fromarray(random.integers(0, 256, size, dtype=np.uint8)).resize(PHOTO_SIZE)
-            levels += np.asarray(noise) * scale**0.5 / 31
+            levels += np.asarray(noise) * scale**0.25 / 11.2
         Image.fromarray(levels.clip(0, 255).astype(np.uint8)).save(folder / f"{number}.jpg", quality=85)
 
 

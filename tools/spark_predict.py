@@ -6,9 +6,9 @@ be decoded has an error and no class. The job continues.
 Every node needs the same Python packages as this machine. Spark sends the model to them.
 
 examples:
-    spark-submit tools/spark_predict.py images predictions
+    spark-submit tools/spark_predict.py images predictions --model models:/cifar10@champion
     spark-submit --master spark://HOST:7077 tools/spark_predict.py s3a://team/images s3a://team/predictions
-    spark-submit tools/spark_predict.py packed predictions --format parquet --model runs:/RUN_ID/model
+    spark-submit tools/spark_predict.py packed predictions --format parquet
 """
 
 import sys
@@ -78,8 +78,8 @@ def main() -> None:
     parser.add_argument("output", metavar="OUTPUT", help="new folder for the Parquet files")
     parser.add_argument(
         "--model",
-        default="models:/cifar10@champion",
-        help="models:/NAME@ALIAS, models:/NAME/VERSION, runs:/RUN_ID/model or a folder (default: %(default)s)",
+        default="models",
+        help="a folder, models:/NAME@ALIAS, models:/NAME/VERSION or runs:/RUN_ID/model (default: %(default)s)",
     )
     parser.add_argument(
         "--format",
@@ -205,6 +205,4 @@ if __name__ == "__main__":
     except UserError as error:
         sys.exit(f"spark_predict: {error}")
     except PySparkException as error:
-        sys.exit(
-            f"spark_predict: the job failed: {first_line(error)} (`spark-submit --conf spark.log.level=WARN` shows Spark's log)"
-        )
+        sys.exit(f"spark_predict: {first_line(error)} (`spark-submit --conf spark.log.level=WARN` shows Spark's log)")
