@@ -118,16 +118,32 @@ def load_predictor(source: ModelSource, precision: Precision = "fp32") -> Predic
     return Predictor(network, config.classes, (height, width), source, device, dtype)
 
 
-def _load_from_mlflow(source: ModelSource, precision: Precision) -> Predictor:
+def download_model(source: ModelSource) -> Path:
+    """Download a model from MLflow.
+
+    Returns:
+        A folder in MLflow's format; see `save_mlflow_model` in stages/vision/prediction/mlflow_format.py.
+
+    Raises:
+        UserError: the model is missing or of another version of the pipeline, or MLflow's store cannot be used.
+    """
     with _mlflow_client(source.uri), importing():
-        import mlflow.pytorch
         from mlflow.artifacts import download_artifacts
         from mlflow.models import Model
 
-        folder = download_artifacts(source.uri)
-        metadata = Model.load(folder).metadata or {}
-        if "image_shape" not in metadata:
+        folder = Path(download_artifacts(source.uri))
+        if "image_shape" not in (Model.load(folder).metadata or {}):
             raise UserError(f"{source.uri}: not a model of this version of the pipeline; train it again")
+    return folder
+
+
+def _load_from_mlflow(source: ModelSource, precision: Precision) -> Predictor:
+    folder = download_model(source)
+    with importing():
+        import mlflow.pytorch
+        from mlflow.models import Model
+
+        metadata = Model.load(folder).metadata or {}
         network = mlflow.pytorch.load_model(folder)
     height, width, _ = metadata["image_shape"]
     device, dtype = _select_device("cpu", precision)
