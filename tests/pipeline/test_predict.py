@@ -229,10 +229,10 @@ def test_rows_of_another_model_or_list_are_not_mixed(checkout: Checkout, expecte
     (tmp_path / "more").mkdir()
     shutil.copy(checkout.images / "0001.png", tmp_path / "more")
     config = (other / "model.json").read_text()
+    (other / "model.json").write_text(config.replace('"airplane"', '"plane"'))
     for arguments in (["--model", other], [tmp_path / "more"], ["--precision", "bf16"]):
-        (other / "model.json").write_text(config.replace('"airplane"', '"plane"'))
         prelude = KILL.format(name="fsync", number=3, signal="SIGKILL")
-        killed = checkout.start(checkout.images, "--output", output, *arguments, prelude=prelude)
+        killed = checkout.start(checkout.images, *arguments, "--output", output, prelude=prelude)
         killed.communicate(timeout=120)
         assert killed.returncode == -signal.SIGKILL
         _, errors = checkout.run(checkout.images, "--output", output, status=1)
