@@ -51,4 +51,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_stage(main, resume_hint="nothing was written")
+    run_stage(main, resume_hint="nothing was written", single=False)
