@@ -190,8 +190,10 @@ def test_unknown_paths_and_methods_are_json_too(server: ServeProcess) -> None:
 
 @pytest.mark.slow
 def test_large_uploads_and_bombs_leave_no_memory(server: ServeProcess) -> None:
+    large = bomb(30_000)
+
     def send(number: int) -> int:
-        data = [chunks(30), bytes(25_000_000), bomb(30_000), b"\xff\xd8\xff" + bytes(10_000_000)][number % 4]
+        data = [chunks(30), bytes(25_000_000), large, b"\xff\xd8\xff" + bytes(10_000_000)][number % 4]
         return requests.post(f"{server.address}/predict", data=data, timeout=60).status_code
 
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
