@@ -291,9 +291,13 @@ def run_metrics(results: Results) -> dict[str, float]:
 def format_results(results: Results) -> str:
     """Format the most important results as one line."""
     metrics, speed = results.metrics, results.speed
-    validation = "" if metrics.val_accuracy is None else f", validation accuracy {metrics.val_accuracy:.2%}"
+    if metrics.val_accuracy is None:
+        weights = "1 epoch" if metrics.epochs == 1 else f"{metrics.epochs} epochs"
+    else:
+        weights = f"weights of epoch {metrics.best_epoch} of {metrics.epochs}, "
+        weights += f"validation accuracy {metrics.val_accuracy:.2%}"
     return (
-        f"best epoch {metrics.best_epoch} of {metrics.epochs}{validation}; {speed.seconds:.0f} s, "
+        f"{weights}; {speed.seconds:.0f} s, "
         f"{speed.images_per_s:,.0f} images/s, {speed.share_of_peak:.0%} of this device's measured peak"
     )
 

@@ -414,6 +414,7 @@ def test_without_tracking_and_validation_everything_runs(fresh: Project) -> None
     started = time.time()
     output = fresh.run("dvc", "repro")
     assert running(output) == ["train", "evaluate", "report"]
+    assert "\ntrain: 3 epochs; " in output
     assert fresh.json("metrics/dataset.json")["train"] == 500
     assert fresh.json("metrics/dataset.json")["val"] == 0
     assert fresh.json("metrics/run.json")["mlflow"] is None

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 BATCH_SIZE = 500
 _MLFLOW = ("models:/", "runs:/")
+_ONNX = ".onnx"
 
 
 @dataclass(frozen=True)
@@ -77,11 +78,14 @@ def find_model(model: str) -> ModelSource:
 
     Args:
         model: a folder that `train` wrote, or an MLflow URI: `models:/NAME@ALIAS`, `models:/NAME/VERSION` or
-            `runs:/RUN_ID/model`, in the store of MLFLOW_TRACKING_URI, or else in mlflow.db.
+            `runs:/RUN_ID/model`, in the store of MLFLOW_TRACKING_URI, or else in mlflow.db. Or a file that
+            tools/export.py wrote in ONNX format, `FILE.onnx`.
 
     Raises:
         UserError: MLflow has no such model, or its store cannot be used.
     """
+    if model.endswith(_ONNX):
+        return ModelSource(model, Path(model).stem, "")
     if not model.startswith(_MLFLOW):
         return ModelSource(model, Path(model).resolve().name, "")
     scheme, _, path = model.partition(":/")
@@ -97,7 +101,7 @@ def find_model(model: str) -> ModelSource:
 
 
 def load_predictor(source: ModelSource, precision: Precision = "fp32") -> Predictor:
-    """Load a model onto the fastest available device. A model from MLflow is a graph for the CPU, and stays there.
+    """Load a model onto the fastest available device. A model from MLflow or an ONNX file stays on the CPU.
 
     Raises:
         UserError: the model is missing or damaged, MLflow's store cannot be used, or the device does not support the
@@ -105,6 +109,8 @@ def load_predictor(source: ModelSource, precision: Precision = "fp32") -> Predic
     """
     if source.uri.startswith(_MLFLOW):
         return _load_from_mlflow(source, precision)
+    if source.uri.endswith(_ONNX):
+        return _load_from_onnx(source, precision)
     device, dtype = _select_device("auto", precision)
     model, config = load_model(source.uri)
     network = nn.Sequential(model, nn.Softmax(1)).eval().to(device)
@@ -112,20 +118,45 @@ def load_predictor(source: ModelSource, precision: Precision = "fp32") -> Predic
     return Predictor(network, config.classes, (height, width), source, device, dtype)
 
 
-def _load_from_mlflow(source: ModelSource, precision: Precision) -> Predictor:
+def download_model(source: ModelSource) -> Path:
+    """Download a model from MLflow.
+
+    Returns:
+        A folder in MLflow's format; see `save_mlflow_model` in stages/vision/prediction/mlflow_format.py.
+
+    Raises:
+        UserError: the model is missing or of another version of the pipeline, or MLflow's store cannot be used.
+    """
     with _mlflow_client(source.uri), importing():
-        import mlflow.pytorch
         from mlflow.artifacts import download_artifacts
         from mlflow.models import Model
 
-        folder = download_artifacts(source.uri)
-        metadata = Model.load(folder).metadata or {}
-        if "image_shape" not in metadata:
+        folder = Path(download_artifacts(source.uri))
+        if "image_shape" not in (Model.load(folder).metadata or {}):
             raise UserError(f"{source.uri}: not a model of this version of the pipeline; train it again")
+    return folder
+
+
+def _load_from_mlflow(source: ModelSource, precision: Precision) -> Predictor:
+    folder = download_model(source)
+    with importing():
+        import mlflow.pytorch
+        from mlflow.models import Model
+
+        metadata = Model.load(folder).metadata or {}
         network = mlflow.pytorch.load_model(folder)
     height, width, _ = metadata["image_shape"]
     device, dtype = _select_device("cpu", precision)
     return Predictor(network, metadata["classes"], (height, width), source, device, dtype)
+
+
+def _load_from_onnx(source: ModelSource, precision: Precision) -> Predictor:
+    if precision not in ("auto", "fp32"):
+        raise UserError(f"{source.uri}: the precision is that of the file; {precision} is not possible")
+    from vision.prediction.onnx_network import OnnxNetwork  # not needed for other models
+
+    network = OnnxNetwork(Path(source.uri))
+    return Predictor(network, network.classes, network.image_size, source, torch.device("cpu"), torch.float32)
 
 
 def _select_device(device: Device, precision: Precision) -> tuple[torch.device, torch.dtype]:

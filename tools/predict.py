@@ -1,0 +1,110 @@
+"""Classify image files with a trained model.
+
+Prints the first predictions. --output writes all of them as a CSV file: the
+image, its class, the probability of that class, and the probability of each
+class. If the command is interrupted, the same command continues the file. A
+file that cannot be read is named and left out; the exit status is then 1.
+
+examples:
+    python tools/predict.py cat.jpg
+    python tools/predict.py photos --output predictions.csv --page photos.html
+    python tools/predict.py photos --model models:/cifar10@champion
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "stages"))
+
+from vision.pipeline.stage import run_stage, start_stage
+
+if __name__ == "__main__":
+    start_stage()  # before the slow imports, so that Ctrl-C during them prints one line
+
+import argparse
+from collections.abc import Sequence
+
+from vision.core.device import DTYPES, keep_freed_memory
+from vision.pipeline.errors import UserError
+from vision.pipeline.paths import ROOT
+from vision.pipeline.validation import printable
+from vision.prediction.image_list import list_images
+from vision.prediction.predictions import Prediction, open_csv, predict_all
+from vision.prediction.predictor import find_model, load_predictor
+
+MAX_ROWS = 10
+"""Predictions to print."""
+MAX_NAME = 50
+"""Characters of a file's name to print."""
+
+
+def main() -> None:
+    """Classify the files; print the first predictions, and write the CSV file and the page."""
+    options = parse_arguments()
+    files = list_images(options.paths)
+    predictor = load_predictor(find_model(options.model), options.precision)
+    keep_freed_memory()
+    with open_csv(options.output, predictor, files) as table:
+        if table is not None and table.done:
+            say(f"continuing {options.output}: {table.done:,} of {len(files):,} files are done")
+        if table is not None and table.problem:
+            say(f"starting {options.output} again; the rows of an interrupted run are not used: {table.problem}")
+        predictions = predict_all(predictor, files, table)
+        if options.page:
+            from vision.prediction.gallery import write_page  # only now, because few need it
+
+            write_page(options.page, predictions.rows, predictor)
+    for file, reason in predictions.errors.items():
+        say(f"{file}: {reason}")
+    print_rows(predictions.rows)
+    for path in filter(None, (options.output, options.page)):
+        print(f"wrote {path}")
+    if predictions.errors:
+        raise UserError(f"{len(predictions.errors):,} of {len(files):,} files could not be read and were left out")
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("paths", nargs="+", metavar="PATH", help="image file, or folder with images at any depth")
+    parser.add_argument(
+        "--model",
+        default=str(ROOT / "models"),
+        metavar="MODEL",
+        help="folder, or MLflow URI such as models:/NAME@champion or runs:/RUN_ID/model (default: models)",
+    )
+    parser.add_argument("--output", type=Path, metavar="FILE.csv", help="CSV file to write")
+    parser.add_argument("--page", type=Path, metavar="FILE.html", help="page to write, with a thumbnail of each image")
+    parser.add_argument(
+        "--precision", choices=["auto", *DTYPES], default="fp32", help="of convolutions (default: fp32)"
+    )
+    options = parser.parse_args()
+    if options.page and (options.page.is_dir() or options.page == options.output):
+        raise UserError(f"--page {options.page}: is a folder, or the file of --output; expected the name of a file")
+    return options
+
+
+def say(message: str) -> None:
+    """Print a line on stderr. Nothing is printed on stdout before the files are complete: the reader may be gone."""
+    print(f"predict: {printable(message)}", file=sys.stderr, flush=True)
+
+
+def print_rows(rows: Sequence[Prediction]) -> None:
+    """Print the first predictions as a table with aligned columns."""
+    if not rows:
+        return
+    names = [row.image if len(row.image) <= MAX_NAME else f"…{row.image[1 - MAX_NAME :]}" for row in rows[:MAX_ROWS]]
+    cells = [("image", "class", "probability")]
+    cells += [
+        (name, printable(row.class_name), f"{row.probability:.4f}") for name, row in zip(names, rows, strict=False)
+    ]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for line in cells:
+        print("  ".join(map(str.ljust, line, widths)).rstrip())
+    if len(rows) > MAX_ROWS:
+        print(f"… and {len(rows) - MAX_ROWS:,} more")
+
+
+if __name__ == "__main__":
+    # Two processes may classify at once; `open_csv` lets only one of them write a file.
+    run_stage(main, resume_hint="the same command continues the file of --output", single=False)
