@@ -194,7 +194,7 @@ def test_large_uploads_and_bombs_leave_no_memory(server: ServeProcess) -> None:
     large = bomb(30_000)
 
     def send(number: int) -> int:
-        data = [chunks(30), bytes(25_000_000), large, b"\xff\xd8\xff" + bytes(10_000_000)][number % 4]
+        data: Any = [chunks(30), bytes(25_000_000), large, b"\xff\xd8\xff" + bytes(10_000_000)][number % 4]
         return requests.post(f"{server.address}/predict", data=data, timeout=60).status_code
 
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
@@ -253,8 +253,11 @@ def test_the_page(server: ServeProcess, tmp_path: Path) -> None:
         Image.fromarray(IMAGES[0]).save(photo)
     (tmp_path / "c.png").write_bytes(b"text")
     with chromium() as browser:
-        for settings in ({}, {"viewport": {"width": 360, "height": 700}, "color_scheme": "dark", "has_touch": True}):
-            page, problems = browser.new_page(**settings), list[str]()
+        phone = {"viewport": {"width": 360, "height": 700}, "color_scheme": "dark", "has_touch": True}
+        windows: list[dict[str, Any]] = [{}, phone]
+        for settings in windows:
+            page: Any = browser.new_page(**settings)
+            problems: list[str] = []
             page.on("pageerror", lambda error, found=problems: found.append(str(error)))
             page.on(
                 "request",
@@ -262,11 +265,11 @@ def test_the_page(server: ServeProcess, tmp_path: Path) -> None:
                     None if request.url.startswith((server.address, "blob:", "data:")) else found.append(request.url)
                 ),
             )
+            page.set_default_timeout(10_000)
             page.goto(server.address)
             assert page.locator("#camera").is_visible() == ("has_touch" in settings)
-            page.keyboard.press("Tab")  # the first control is the button that chooses a file
             with page.expect_file_chooser() as chooser:
-                page.keyboard.press("Enter")
+                page.locator("#choose").press("Enter")
             chooser.value.set_files([str(photo) for photo in photos])
             page.wait_for_selector("#recent li:nth-child(2)")
             page.wait_for_selector("#heat-note:has-text('Covering')")
