@@ -47,6 +47,7 @@ def main() -> None:
     metrics = Metrics()
     served = ServedModel(options.model, options.poll_seconds, metrics.set_model)
     app = create_application(served, metrics, UploadLimits(round(options.max_megabytes * 1e6)))
+    bound.listen()  # from now on connections wait until the application has started
     source = served.predictor.source
     host, port = bound.getsockname()[:2]
     name = " ".join(filter(None, (source.name, source.version)))

@@ -24,6 +24,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from browser import chromium
 from photos import make_photos
 from serve_process import CLASSES, ServeProcess, make_model, save_small_model, serve
 from vision.pipeline.paths import ROOT
@@ -190,8 +191,10 @@ def test_unknown_paths_and_methods_are_json_too(server: ServeProcess) -> None:
 
 @pytest.mark.slow
 def test_large_uploads_and_bombs_leave_no_memory(server: ServeProcess) -> None:
+    large = bomb(30_000)
+
     def send(number: int) -> int:
-        data = [chunks(30), bytes(25_000_000), bomb(30_000), b"\xff\xd8\xff" + bytes(10_000_000)][number % 4]
+        data: Any = [chunks(30), bytes(25_000_000), large, b"\xff\xd8\xff" + bytes(10_000_000)][number % 4]
         return requests.post(f"{server.address}/predict", data=data, timeout=60).status_code
 
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
@@ -241,6 +244,55 @@ def test_health_metrics_and_documentation(server: ServeProcess) -> None:
     body = api["paths"]["/predict"]["post"]["requestBody"]
     assert {"multipart/form-data", "application/octet-stream"} <= set(body["content"])
     assert {"200", "400", "413", "415", "503"} <= set(api["paths"]["/predict"]["post"]["responses"])
+
+
+@pytest.mark.slow
+def test_the_page(server: ServeProcess, tmp_path: Path) -> None:
+    photos = [tmp_path / "a.png", tmp_path / "b.tiff"]  # Chromium does not show TIFF
+    for photo in photos:
+        Image.fromarray(IMAGES[0]).save(photo)
+    (tmp_path / "c.png").write_bytes(b"text")
+    with chromium() as browser:
+        phone = {"viewport": {"width": 360, "height": 700}, "color_scheme": "dark", "has_touch": True}
+        windows: list[dict[str, Any]] = [{}, phone]
+        for settings in windows:
+            page: Any = browser.new_page(**settings)
+            problems: list[str] = []
+            page.on("pageerror", lambda error, found=problems: found.append(str(error)))
+            page.on(
+                "request",
+                lambda request, found=problems: (
+                    None if request.url.startswith((server.address, "blob:", "data:")) else found.append(request.url)
+                ),
+            )
+            page.set_default_timeout(10_000)
+            page.goto(server.address)
+            assert page.locator("#camera").is_visible() == ("has_touch" in settings)
+            with page.expect_file_chooser() as chooser:
+                page.locator("#choose").press("Enter")
+            chooser.value.set_files([str(photo) for photo in photos])
+            page.wait_for_selector("#recent li:nth-child(2)")
+            page.wait_for_selector("#heat-note:has-text('Covering')")
+            page.wait_for_selector("#image.pixels")  # of the TIFF file, what the network sees
+            assert page.locator("#bars li").count() == len(CLASSES)
+            assert page.locator("#answer").inner_text().split()[0] in CLASSES
+            page.locator("#recent button").nth(1).press("Enter")
+            assert page.locator("#image").get_attribute("alt") == "a.png"
+            page.set_input_files("#file", tmp_path / "c.png")
+            page.wait_for_selector("#error:has-text('not an image')")
+            paste = """async bytes => {
+                const data = new DataTransfer();
+                data.items.add(new File([new Uint8Array(bytes)], "pasted.png", {type: "image/png"}));
+                dispatchEvent(new ClipboardEvent("paste", {clipboardData: data, bubbles: true}));
+                dispatchEvent(new DragEvent("drop", {dataTransfer: data, bubbles: true, cancelable: true}));
+            }"""
+            page.evaluate(paste, list(FILES[1]))
+            page.wait_for_selector("#recent li:nth-child(4)")
+            assert page.locator("#error").is_hidden()
+            assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+            page.goto(f"{server.address}/docs")
+            page.wait_for_selector("h2:has-text('POST /predict')")
+            assert problems == []
 
 
 def raw_request(server: ServeProcess) -> tuple[socket.socket, bytes]:

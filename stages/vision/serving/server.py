@@ -1,5 +1,6 @@
 """The process of the server: its socket, its log, and how it ends."""
 
+import os
 import signal
 import socket
 
@@ -48,4 +49,5 @@ def run_server(app: FastAPI, bound: socket.socket) -> None:
 
 
 def _format(host: str, port: int, error: OSError) -> str:
-    return f"--host {host} --port {port}: {error.strerror or error}; choose another port or host"
+    reason = error.strerror if isinstance(error, socket.gaierror) else os.strerror(error.errno or 0)
+    return f"--host {host} --port {port}: {reason}; choose another port or host"

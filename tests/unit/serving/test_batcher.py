@@ -1,7 +1,6 @@
 import asyncio
 import threading
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -33,9 +32,9 @@ class Gate:
         return self.predictor.predict(pixels)
 
 
-async def predict(batcher: Batcher, predictor: Any, images: Sequence[np.ndarray]) -> np.ndarray:
+async def predict(batcher: Batcher, predictor: Any, images: np.ndarray) -> np.ndarray:
     with batcher.reserve(len(images)) as reservation:
-        return await reservation.predict(predictor, images)
+        return await reservation.predict(predictor, list(images))
 
 
 def test_images_that_arrive_while_the_network_is_busy_form_the_next_batches(predictor: Predictor) -> None:
@@ -78,7 +77,7 @@ def test_the_network_waits_for_images_that_are_being_decoded_but_not_long(predic
                     started = loop.time()
                     first = asyncio.create_task(predict(batcher, gate, IMAGES[:1]))
                     await asyncio.sleep(pause)
-                    await asyncio.gather(first, late.predict(predictor=gate, images=IMAGES[1:2]))  # type: ignore[arg-type]
+                    await asyncio.gather(first, late.predict(cast(Predictor, gate), list(IMAGES[1:2])))
                     times.append(loop.time() - started)
         return times
 
@@ -107,7 +106,7 @@ def test_too_many_images_are_refused_and_the_others_are_answered(predictor: Pred
                 with pytest.raises(OverloadedError) as error, batcher.reserve(2):
                     pass
                 assert error.value.status == 503
-                assert len(await reservation.predict(predictor, IMAGES[:3])) == 3
+                assert len(await reservation.predict(predictor, list(IMAGES[:3]))) == 3
             assert len(await predict(batcher, predictor, IMAGES[:5])) == 5  # alone, so it is not too much
 
     asyncio.run(run())
