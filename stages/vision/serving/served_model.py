@@ -5,7 +5,8 @@ import threading
 from collections.abc import Callable
 
 from vision.pipeline.errors import UserError
-from vision.prediction.predictor import Predictor, find_model, load_predictor
+from vision.prediction.onnx_runtime import to_onnx_runtime
+from vision.prediction.predictor import ModelSource, Predictor, find_model, load_predictor
 from vision.serving.batcher import warm_up
 
 logger = logging.getLogger(__name__)
@@ -40,8 +41,7 @@ class ServedModel:
         self._poll_seconds = poll_seconds
         self._on_load = on_load
         self._stopped = threading.Event()
-        self.predictor = load_predictor(find_model(model))
-        warm_up(self.predictor)
+        self.predictor = _load(find_model(model))
         on_load(self.predictor)
 
     def start_polling(self) -> None:
@@ -58,10 +58,8 @@ class ServedModel:
         try:
             source = find_model(self.model)
             if source != self.predictor.source:
-                predictor = load_predictor(source)
-                warm_up(predictor)
-                self.predictor = predictor
-                self._on_load(predictor)
+                self.predictor = _load(source)
+                self._on_load(self.predictor)
                 logger.info("%s is now version %s", self.model, source.version)
             self.error = None
         except Exception as error:  # whatever it is, the present model still works
@@ -74,3 +72,10 @@ class ServedModel:
     def _poll(self) -> None:
         while not self._stopped.wait(self._poll_seconds):
             self.update()
+
+
+def _load(source: ModelSource) -> Predictor:
+    """Load a model, in ONNX Runtime if that computes the same: on a CPU it is the fastest for single images."""
+    predictor = to_onnx_runtime(load_predictor(source))
+    warm_up(predictor)
+    return predictor
