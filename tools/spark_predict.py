@@ -110,11 +110,11 @@ def mlflow_folder(model: str) -> Iterator[Path]:
         UserError: the model is missing or damaged.
     """
     source = find_model(model)
-    if source.uri.startswith(("models:/", "runs:/")):
-        yield download_model(source)
-        return
-    predictor = load_predictor(source)
     with tempfile.TemporaryDirectory() as parent:
+        if source.uri.startswith(("models:/", "runs:/")):
+            yield download_model(source, Path(parent))
+            return
+        predictor = load_predictor(source)
         folder = Path(parent, "model")
         example = np.zeros((2, *predictor.image_size, 3), np.uint8)
         save_mlflow_model(folder, predictor.network.cpu(), example, predictor.classes)

@@ -1,5 +1,6 @@
 """A trained model from models/ or MLflow, ready to classify image files."""
 
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -118,8 +119,8 @@ def load_predictor(source: ModelSource, precision: Precision = "fp32") -> Predic
     return Predictor(network, config.classes, (height, width), source, device, dtype)
 
 
-def download_model(source: ModelSource) -> Path:
-    """Download a model from MLflow.
+def download_model(source: ModelSource, folder: Path) -> Path:
+    """Download a model from MLflow to a folder.
 
     Returns:
         A folder in MLflow's format; see `save_mlflow_model` in stages/vision/prediction/mlflow_format.py.
@@ -131,20 +132,20 @@ def download_model(source: ModelSource) -> Path:
         from mlflow.artifacts import download_artifacts
         from mlflow.models import Model
 
-        folder = Path(download_artifacts(source.uri))
-        if "image_shape" not in (Model.load(folder).metadata or {}):
+        path = Path(download_artifacts(source.uri, dst_path=str(folder)))
+        if "image_shape" not in (Model.load(path).metadata or {}):
             raise UserError(f"{source.uri}: not a model of this version of the pipeline; train it again")
-    return folder
+    return path
 
 
 def _load_from_mlflow(source: ModelSource, precision: Precision) -> Predictor:
-    folder = download_model(source)
-    with importing():
+    with tempfile.TemporaryDirectory() as folder, importing():
+        path = download_model(source, Path(folder))
         import mlflow.pytorch
         from mlflow.models import Model
 
-        metadata = Model.load(folder).metadata or {}
-        network = mlflow.pytorch.load_model(folder)
+        metadata = Model.load(path).metadata or {}
+        network = mlflow.pytorch.load_model(path)
     height, width, _ = metadata["image_shape"]
     device, dtype = _select_device("cpu", precision)
     return Predictor(network, metadata["classes"], (height, width), source, device, dtype)
