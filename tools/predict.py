@@ -42,6 +42,9 @@ def main() -> None:
     """Classify the files; print the first predictions, and write the CSV file and the page."""
     options = parse_arguments()
     files = list_images(options.paths)
+    for option, path, suffix in (("--output", options.output, ".csv"), ("--page", options.page, ".html")):
+        if path is not None:
+            check_output(f"{option} {path}", path, suffix)
     predictor = load_predictor(find_model(options.model), options.precision)
     keep_freed_memory()
     with open_csv(options.output, predictor, files) as table:
@@ -78,10 +81,19 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--precision", choices=["auto", *DTYPES], default="fp32", help="of convolutions (default: fp32)"
     )
-    options = parser.parse_args()
-    if options.page and (options.page.is_dir() or options.page == options.output):
-        raise UserError(f"--page {options.page}: is a folder, or the file of --output; expected the name of a file")
-    return options
+    return parser.parse_args()
+
+
+def check_output(option: str, path: Path, suffix: str) -> None:
+    """Refuse to replace anything that is not a file of this kind, such as an image or a device.
+
+    Raises:
+        UserError: the name has another suffix, or belongs to something that is not a file.
+    """
+    if path.suffix.lower() != suffix:
+        raise UserError(f"{option}: expected a name that ends in {suffix}, so that no other file is replaced")
+    if path.exists() and not path.is_file():
+        raise UserError(f"{option}: is not a file; expected the name of a file")
 
 
 def say(message: str) -> None:
@@ -107,4 +119,4 @@ def print_rows(rows: Sequence[Prediction]) -> None:
 
 if __name__ == "__main__":
     # Two processes may classify at once; `open_csv` lets only one of them write a file.
-    run_stage(main, resume_hint="the same command continues the file of --output", single=False)
+    run_stage(main, resume_hint="with --output, the same command continues after the last 500 images", single=False)

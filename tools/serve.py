@@ -20,6 +20,7 @@ if __name__ == "__main__":
 import argparse
 import logging
 
+from vision.pipeline.errors import UserError
 from vision.serving.application import create_application
 from vision.serving.metrics import Metrics
 from vision.serving.served_model import ServedModel
@@ -40,6 +41,10 @@ def main() -> None:
     parser.add_argument("--max-megabytes", type=float, default=20, help="limit of an upload (default: 20)")
     parser.add_argument("--poll-seconds", type=float, default=10, help="how often to look up an alias (default: 10)")
     options = parser.parse_args()
+    if not 0 <= options.port < 2**16:
+        raise UserError(f"--port {options.port}: expected a number from 0 to 65535")
+    if options.max_megabytes <= 0:
+        raise UserError(f"--max-megabytes {options.max_megabytes:g}: expected a number above 0")
     logging.basicConfig(format="serve: %(message)s")
     logging.getLogger("vision").setLevel(logging.INFO)
 

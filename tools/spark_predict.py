@@ -95,7 +95,7 @@ def main() -> None:
         images = read_images(spark, options.input, options.format)
         summary = write_predictions(classify(spark, images, model), options.output)
     if not summary.images:
-        raise UserError(f"{options.input}: no images")
+        raise UserError(f"{options.input}: no images; the table in {options.output} is empty, delete it")
     print(
         f"{summary.images:,} images, {summary.errors:,} errors, {summary.seconds:,.1f} s, "
         f"{summary.images / summary.seconds:,.0f} images per second: {options.output}"

@@ -59,7 +59,7 @@ def test_mistakes_are_one_line(checkout: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "model.onnx").write_text("text")
     cases = {
-        ("--format=onnx", "--model=nothing"): r"export: nothing/model\.json: not found; .*",
+        ("--format=onnx", "--model=nothing"): r"export: nothing: expected a folder that train wrote .*",
         ("--format=onnx", "--model=models:/pets@champion"): r"export: models:/pets@champion: .*mlflow\.db does not .*",
         ("--format=onnx", f"--model={tmp_path}/model.onnx"): r"export: .*ONNX Runtime cannot load it .*",
         ("--format=pt2", f"--output={tmp_path}/file/model.pt2"): r"export: .*file.*: (Not a directory|File exists).*",

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -131,17 +132,22 @@ def test_photos_of_every_kind_and_files_that_are_none(checkout: Checkout, tmp_pa
     [
         (["nowhere"], 1, "nowhere: no such file or folder"),
         (["stages"], 1, "stages: no images (.avif, "),
-        (["{images}", "--model", "nowhere"], 1, "nowhere/model.json: not found; `dvc repro` makes it"),
+        (["{images}", "--model", "nowhere"], 1, "nowhere: expected a folder that train wrote"),
         (["{images}", "--model", "models:/pets@champion"], 1, "mlflow.db does not exist; `dvc repro` makes it"),
-        (["{images}", "--output", "stages"], 1, "stages: is a folder"),
-        (["{images}", "--page", "stages"], 1, "--page stages: is a folder"),
-        (["{images}", "--output", "x", "--page", "x"], 1, "--page x: is a folder, or the file of --output"),
+        (["{images}", "--output", "stages"], 1, "--output stages: expected a name that ends in .csv"),
+        (["{images}", "--output", "{images}/0001.png"], 1, "0001.png: expected a name that ends in .csv"),
+        (["{images}", "--output", "folder.csv"], 1, "--output folder.csv: is not a file"),
+        (["{images}", "--page", "README.md"], 1, "--page README.md: expected a name that ends in .html"),
+        (["{images}", "--page", "device.html"], 1, "--page device.html: is not a file"),
         (["{images}", "--output", "params.yaml/p.csv"], 1, "params.yaml"),
         (["{images}", "--precision", "fp8"], 2, "invalid choice: 'fp8'"),
         ([], 2, "the following arguments are required: PATH"),
     ],
 )
 def test_a_mistake_is_one_line(arguments: list[str], status: int, message: str, checkout: Checkout) -> None:
+    (checkout.root / "folder.csv").mkdir(exist_ok=True)
+    with suppress(FileExistsError):
+        os.mkfifo(checkout.root / "device.html")
     before = sorted(checkout.root.iterdir())
     _, errors = checkout.run(*(argument.format(images=checkout.images) for argument in arguments), status=status)
     assert message in errors[-1]
@@ -216,7 +222,7 @@ def test_an_interrupted_command_says_how_to_continue(
     output = tmp_path / "predictions.csv"
     prelude = KILL.format(name="fsync", number=3, signal=name)
     _, errors = checkout.run(checkout.images, "--output", output, status=130, prelude=prelude)
-    assert errors == ["predict: interrupted; the same command continues the file of --output"]
+    assert errors == ["predict: interrupted; with --output, the same command continues after the last 500 images"]
     _, errors = checkout.run(checkout.images, "--output", output, status=1)
     assert errors[0] == f"predict: continuing {output}: 1,000 of {COUNT:,} files are done"
     assert output.read_bytes() == expected

@@ -338,7 +338,9 @@ def test_mistakes_are_one_line(models: Path, server: ServeProcess) -> None:
     )
     missing = fail(models, "--model", "nowhere", "--port", "0")
     assert missing.count("\n") == 1
-    assert missing.startswith("serve: nowhere/model.json: ")
+    assert missing.startswith("serve: nowhere: expected a folder that train wrote")
+    assert fail(models, "--port", "80000") == "serve: --port 80000: expected a number from 0 to 65535\n"
+    assert fail(models, "--max-megabytes", "0") == "serve: --max-megabytes 0: expected a number above 0\n"
 
 
 def register(folder: Path, seed: int) -> nn.Module:

@@ -94,6 +94,8 @@ def find_model(model: str) -> ModelSource:
     if scheme == "runs":
         return ModelSource(model, rest or "model", first)
     name, _, alias = first.partition("@")
+    if not alias and not rest:
+        raise UserError(f"{model}: expected models:/NAME@ALIAS or models:/NAME/VERSION")
     if not alias:
         return ModelSource(model, name, rest)
     with _mlflow_client(model) as client:
@@ -112,6 +114,9 @@ def load_predictor(source: ModelSource, precision: Precision = "fp32") -> Predic
         return _load_from_mlflow(source, precision)
     if source.uri.endswith(_ONNX):
         return _load_from_onnx(source, precision)
+    if not Path(source.uri).is_dir():
+        expected = "a folder that train wrote (`dvc repro` makes models), an .onnx file, or an MLflow URI"
+        raise UserError(f"{source.uri}: expected {expected}")
     device, dtype = _select_device("auto", precision)
     model, config = load_model(source.uri)
     network = nn.Sequential(model, nn.Softmax(1)).eval().to(device)

@@ -93,6 +93,11 @@ def test_models_in_mlflow(models: Path, expected: np.ndarray, monkeypatch: pytes
 def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"model\.json.*dvc repro"):
         load_predictor(find_model(str(tmp_path)))
+    for missing in (tmp_path / "none", Path(__file__)):
+        with pytest.raises(UserError, match=f"{missing}: expected a folder that train wrote"):
+            load_predictor(find_model(str(missing)))
+    with pytest.raises(UserError, match="models:/cifar10: expected models:/NAME@ALIAS"):
+        find_model("models:/cifar10")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     with pytest.raises(UserError, match=r"models:/cifar10@champion: .*mlflow\.db does not exist; `dvc repro`"):
         find_model("models:/cifar10@champion")
