@@ -1,6 +1,5 @@
 """A small model, and tools/serve.py in a process of its own."""
 
-import os
 import re
 import select
 import subprocess
@@ -12,6 +11,7 @@ from pathlib import Path
 import psutil
 import torch
 
+from environment import clean_environment
 from vision.artifacts.trained_model import ModelConfig, build_model, save_model
 from vision.core.models.classifier import Classifier
 from vision.pipeline.params import load_params
@@ -53,13 +53,12 @@ class ServeProcess:
 
 @contextmanager
 def serve(folder: Path, *arguments: str, **variables: str) -> Iterator[ServeProcess]:
-    """Run tools/serve.py at a free port for the block, with its log in `folder`."""
+    """Run tools/serve.py at a free port for the block, with the model and the log in `folder`."""
     log = folder / "serve.log"
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
     with log.open("w") as errors:
         process = subprocess.Popen(
-            [sys.executable, str(ROOT / "tools/serve.py"), "--port", "0", *arguments],
-            cwd=folder, env=inherited | variables, stdout=subprocess.PIPE, stderr=errors, text=True,
+            [sys.executable, str(ROOT / "tools/serve.py"), "--model", "models", "--port", "0", *arguments],
+            cwd=folder, env=clean_environment(**variables), stdout=subprocess.PIPE, stderr=errors, text=True,
         )  # fmt: skip
     assert process.stdout is not None
     try:

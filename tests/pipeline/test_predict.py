@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from environment import clean_environment
 from official_formats import CLASSES, make_set
 from photos import make_photos, make_unreadable
 from stages import Stages, change_params, small_checkout
@@ -42,7 +43,7 @@ class Checkout:
         code = f"import runpy, sys\nsys.argv = sys.argv[1:]\n{prelude}\nrunpy.run_path({script!r}, run_name='__main__')"
         command = [sys.executable, *(["-c", code] if prelude else []), script, *map(str, arguments)]
         return subprocess.Popen(
-            command, cwd=self.root, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ
+            command, cwd=self.root, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=clean_environment()
         )
 
     def run(self, *arguments: object, status: int = 0, prelude: str = "") -> tuple[str, list[str]]:

@@ -279,7 +279,8 @@ def test_the_page(server: ServeProcess, tmp_path: Path) -> None:
             page.locator("#recent button").nth(1).press("Enter")
             assert page.locator("#image").get_attribute("alt") == "a.png"
             page.set_input_files("#file", tmp_path / "c.png")
-            page.wait_for_selector("#error:has-text('not an image')")
+            page.wait_for_selector("#error:has-text('c.png: The image cannot be decoded: not an image')")
+            assert page.locator("#result").is_hidden()  # it is of another image
             paste = """async bytes => {
                 const data = new DataTransfer();
                 data.items.add(new File([new Uint8Array(bytes)], "pasted.png", {type: "image/png"}));
@@ -325,7 +326,7 @@ def test_a_signal_lets_what_is_under_way_end(models: Path, number: signal.Signal
 
 
 def fail(models: Path, *arguments: str) -> str:
-    command = [sys.executable, str(ROOT / "tools/serve.py"), *arguments]
+    command = [sys.executable, str(ROOT / "tools/serve.py"), "--model", "models", *arguments]
     done = subprocess.run(command, cwd=models.parent, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout) == (1, "")
     return done.stderr

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser, Page, expect
 from torch import nn
 
 from browser import chromium, open_page
@@ -136,13 +136,13 @@ def test_a_class_is_selected(window: Page) -> None:
 def test_tiles_are_added_while_the_reader_scrolls(window: Page) -> None:
     assert window.locator(".tile").count() == 200
     window.evaluate("scrollTo(0, document.body.scrollHeight)")
-    window.wait_for_function("document.querySelectorAll('.tile').length === 400")
+    expect(window.locator(".tile")).to_have_count(400)
     window.evaluate("scrollTo(0, document.body.scrollHeight)")
-    window.wait_for_function("document.querySelectorAll('.tile').length === 450")
+    expect(window.locator(".tile")).to_have_count(450)
     assert window.locator("#more").is_hidden()
 
 
 def test_thumbnails_are_shown(window: Page) -> None:
-    window.wait_for_function("document.querySelector('.tile img').complete")
+    window.locator(".tile img").first.evaluate("image => image.decode()")
     assert window.evaluate("document.querySelector('.tile img').naturalWidth") == 30
     assert window.evaluate("getComputedStyle(document.querySelector('.tile img')).imageRendering") == "pixelated"
