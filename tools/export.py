@@ -23,6 +23,7 @@ import argparse
 
 from vision.pipeline.paths import ROOT
 from vision.prediction.export import FILE_NAMES, export_model
+from vision.prediction.model_option import add_model_option
 from vision.prediction.predictor import find_model, load_predictor
 
 
@@ -35,11 +36,7 @@ def main() -> None:
         choices=FILE_NAMES,
         help="onnx and pt2 compute in fp32; onnx-int8, in eight bits, is smaller and faster, and needs data/processed",
     )
-    parser.add_argument(
-        "--model",
-        default=str(ROOT / "models"),
-        help="a folder that train wrote, or an MLflow URI such as models:/NAME@ALIAS (default: models)",
-    )
+    add_model_option(parser)
     parser.add_argument(
         "--output", type=Path, metavar="FILE", help="default: model.onnx, model-int8.onnx or model.pt2 in models"
     )

@@ -26,9 +26,9 @@ from collections.abc import Sequence
 
 from vision.core.device import DTYPES, keep_freed_memory
 from vision.pipeline.errors import UserError
-from vision.pipeline.paths import ROOT
 from vision.pipeline.validation import printable
 from vision.prediction.image_list import list_images
+from vision.prediction.model_option import add_model_option
 from vision.prediction.predictions import Prediction, open_csv, predict_all
 from vision.prediction.predictor import find_model, load_predictor
 
@@ -70,12 +70,7 @@ def parse_arguments() -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("paths", nargs="+", metavar="PATH", help="image file, or folder with images at any depth")
-    parser.add_argument(
-        "--model",
-        default=str(ROOT / "models"),
-        metavar="MODEL",
-        help="folder, or MLflow URI such as models:/NAME@champion or runs:/RUN_ID/model (default: models)",
-    )
+    add_model_option(parser)
     parser.add_argument("--output", type=Path, metavar="FILE.csv", help="CSV file to write")
     parser.add_argument("--page", type=Path, metavar="FILE.html", help="page to write, with a thumbnail of each image")
     parser.add_argument(

@@ -21,6 +21,7 @@ import argparse
 import logging
 
 from vision.pipeline.errors import UserError
+from vision.prediction.model_option import add_model_option
 from vision.serving.application import create_application
 from vision.serving.metrics import Metrics
 from vision.serving.served_model import ServedModel
@@ -31,9 +32,7 @@ from vision.serving.uploads import UploadLimits
 def main() -> None:
     """Load the model and serve it until Ctrl-C or SIGTERM."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--model", default="models", help="folder, models:/NAME@ALIAS or runs:/ID/model (default: models)"
-    )
+    add_model_option(parser)
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen at (default: 127.0.0.1, this machine only)"
     )

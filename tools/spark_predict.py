@@ -32,6 +32,7 @@ import numpy as np
 from vision.datasets.image_file import SUFFIXES
 from vision.pipeline.errors import UserError
 from vision.prediction.mlflow_format import save_mlflow_model
+from vision.prediction.model_option import add_model_option
 from vision.prediction.predictor import download_model, find_model, load_predictor
 
 warnings.filterwarnings("ignore", "PySpark does not yet fully support pandas", FutureWarning)
@@ -76,11 +77,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("input", metavar="INPUT", help="folder, file or glob pattern; any file system that Spark reads")
     parser.add_argument("output", metavar="OUTPUT", help="new folder for the Parquet files")
-    parser.add_argument(
-        "--model",
-        default="models",
-        help="a folder, models:/NAME@ALIAS, models:/NAME/VERSION or runs:/RUN_ID/model (default: %(default)s)",
-    )
+    add_model_option(parser)
     parser.add_argument(
         "--format",
         choices=("binaryFile", "parquet"),

@@ -4,7 +4,7 @@ import io
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -13,16 +13,13 @@ from torch import nn
 from vision.pipeline.errors import UserError
 from vision.pipeline.progress import bar
 from vision.prediction.agreement import AccuracyDrop, measure_accuracy_drop, measure_agreement
-from vision.prediction.onnx_export import export_onnx, model_metadata
+from vision.prediction.onnx_export import convert_to_onnx, model_metadata
 from vision.prediction.onnx_network import OnnxNetwork
 from vision.prediction.predictor import BATCH_SIZE, Predictor
 from vision.prediction.pt2_export import export_pt2
 from vision.prediction.quantization import quantize
 from vision.storage.arrays import Split, evenly_spaced, read_split, read_stats
 from vision.storage.atomic import atomic_write
-
-if TYPE_CHECKING:
-    from onnx import ModelProto
 
 Format = Literal["onnx", "onnx-int8", "pt2"]
 FILE_NAMES: dict[Format, str] = {"onnx": "model.onnx", "onnx-int8": "model-int8.onnx", "pt2": "model.pt2"}
@@ -106,20 +103,15 @@ def read_images(predictor: Predictor, data: Path) -> LabeledImages:
 
 def _write_onnx(predictor: Predictor, path: Path) -> nn.Module:
     """Write an ONNX file and load it."""
-    path.write_bytes(_make_onnx(predictor).SerializeToString())
+    path.write_bytes(convert_to_onnx(predictor).SerializeToString())
     return OnnxNetwork(path)
-
-
-def _make_onnx(predictor: Predictor) -> "ModelProto":
-    metadata = model_metadata(predictor.classes, predictor.source.uri)
-    return export_onnx(predictor.network, _random_images(predictor, 2), metadata)
 
 
 def _write_pt2(predictor: Predictor, path: Path) -> nn.Module:
     """Write a pt2 file and load it."""
     metadata = model_metadata(predictor.classes, predictor.source.uri)
     files = {"classes.json": metadata["classes"], "source.txt": metadata["source"]}
-    content = export_pt2(predictor.network, _random_images(predictor, 2), files)
+    content = export_pt2(predictor.network, predictor.random_images(2), files)
     path.write_bytes(content)
     return torch.export.load(io.BytesIO(content)).module()
 
@@ -155,7 +147,7 @@ def _validation_images(predictor: Predictor, data: Path) -> tuple[np.ndarray, st
         reason = f"{data}: has no validation images"
     except UserError as error:
         images, reason = np.empty(0), str(error)
-    return (images, "") if len(images) else (_random_images(predictor, 100), f" (random ones; {reason})")
+    return (images, "") if len(images) else (predictor.random_images(100), f" (random ones; {reason})")
 
 
 def _write_int8(predictor: Predictor, path: Path, data: Path) -> str:
@@ -171,7 +163,7 @@ def _write_int8(predictor: Predictor, path: Path, data: Path) -> str:
     if not len(val.labels):
         raise UserError(f"{data}: has no validation images to compare with; set preprocess.val_fraction")
     calibration = train.images[evenly_spaced(len(train.labels), CALIBRATION_IMAGES)]
-    model = _make_onnx(predictor)
+    model = convert_to_onnx(predictor)
     with bar(len(calibration) + 2 * len(val.labels), "image", "export") as progress:
         quantized = quantize(model, calibration, progress.update)
         path.write_bytes(quantized.SerializeToString())
@@ -206,7 +198,3 @@ def _predict(
         probabilities.append(predict(batch))
         on_batch(len(batch))
     return np.concatenate(probabilities)
-
-
-def _random_images(predictor: Predictor, count: int) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, (count, *predictor.image_size, 3), dtype=np.uint8)

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from vision.pipeline.errors import UserError
+from vision.prediction.predictor import Predictor
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
@@ -19,6 +20,12 @@ if TYPE_CHECKING:
 INPUT, OUTPUT = "images", "probabilities"
 _MAX_BYTES = 2**31
 """The limit of a Protocol Buffers message, and so of an ONNX file."""
+
+
+def convert_to_onnx(predictor: Predictor) -> "ModelProto":
+    """Convert a predictor's network, with the metadata that `OnnxNetwork` reads. Raises what `export_onnx` raises."""
+    metadata = model_metadata(predictor.classes, predictor.source.uri)
+    return export_onnx(predictor.network.cpu(), predictor.random_images(2), metadata)
 
 
 def export_onnx(network: nn.Module, example: np.ndarray, metadata: Mapping[str, str]) -> "ModelProto":

@@ -8,13 +8,12 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from vision.pipeline.errors import UserError
 from vision.pipeline.paths import ROOT
 from vision.prediction.agreement import measure_agreement
-from vision.prediction.onnx_export import export_onnx, model_metadata
+from vision.prediction.onnx_export import convert_to_onnx
 from vision.prediction.onnx_network import OnnxNetwork
 from vision.prediction.predictor import Predictor, find_model, load_predictor
 
@@ -28,12 +27,12 @@ def to_onnx_runtime(predictor: Predictor) -> Predictor:
 
     The conversion takes some seconds, in a process of its own, because PyTorch cannot export one network while other
     threads run another. If it fails, or if the probabilities of random images do not agree, a warning is logged and
-    `predictor` itself is returned. So it is if it is not on a CPU, does not compute in fp32, or uses ONNX Runtime
-    already.
+    `predictor` itself is returned. A predictor on a GPU, in another precision than fp32, or in ONNX Runtime already is
+    also returned as it is.
     """
     if predictor.device.type != "cpu" or predictor.dtype != torch.float32 or isinstance(predictor.network, OnnxNetwork):
         return predictor
-    images = _random_images(predictor, sum(_BATCHES))
+    images = predictor.random_images(sum(_BATCHES))
     try:
         network = OnnxNetwork(_convert(predictor.source.uri))
         agreement = measure_agreement(predictor.predict, network.run, images, _BATCHES)
@@ -62,19 +61,8 @@ def _convert(model: str) -> bytes:
         return path.read_bytes()
 
 
-def _random_images(predictor: Predictor, count: int) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, (count, *predictor.image_size, 3), dtype=np.uint8)
-
-
-def _main(model: str, path: str) -> None:
-    predictor = load_predictor(find_model(model))
-    metadata = model_metadata(predictor.classes, predictor.source.uri)
-    exported = export_onnx(predictor.network.cpu(), _random_images(predictor, 2), metadata)
-    Path(path).write_bytes(exported.SerializeToString())
-
-
-if __name__ == "__main__":
+if __name__ == "__main__":  # the process that `_convert` starts
     try:
-        _main(*sys.argv[1:])
+        Path(sys.argv[2]).write_bytes(convert_to_onnx(load_predictor(find_model(sys.argv[1]))).SerializeToString())
     except UserError as error:
         sys.exit(str(error))

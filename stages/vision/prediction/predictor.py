@@ -66,6 +66,10 @@ class Predictor:
         """Decode an image file as `preprocess` does: uint8 [H, W, 3]. Raises ValueError if it cannot be decoded."""
         return image_file.read_pixels(content, *self.image_size)
 
+    def random_images(self, count: int) -> np.ndarray:
+        """Make images, uint8 [count, H, W, 3], that are the same at each call."""
+        return np.random.default_rng(0).integers(0, 256, (count, *self.image_size, 3), dtype=np.uint8)
+
     @torch.inference_mode()
     def predict(self, pixels: np.ndarray) -> np.ndarray:
         """Compute the probabilities, float32 [N, classes], of images uint8 [N, H, W, 3]."""

@@ -44,17 +44,17 @@ def create_application(served: ServedModel, metrics: Metrics, limits: UploadLimi
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(Exception, _on_exception)
 
-    def add(path: str, method: str, **options: Any) -> None:
-        endpoint = getattr(service, options.pop("name"))
-        app.add_api_route(path, endpoint, methods=[method], **options)
-
-    upload = {"responses": schemas.ERRORS, "openapi_extra": schemas.UPLOAD}
-    add("/", "GET", name="page", response_class=HTMLResponse)
-    add("/predict", "POST", name="predict", response_model=schemas.Predictions, **upload)
-    add("/heat_map", "POST", name="heat_map", response_model=schemas.HeatMap, **upload)
-    add("/health", "GET", name="health", response_model=schemas.Health)
-    add("/metrics", "GET", name="export_metrics", response_class=Response)
-    add("/docs", "GET", name="docs", include_in_schema=False)
+    files = schemas.describe_upload("one or several image files; any field name will do")
+    file = schemas.describe_upload("one image file; any field name will do")
+    add, errors = app.add_api_route, schemas.ERRORS
+    predictions, heat_map = schemas.Predictions, schemas.HeatMap
+    post = ["POST"]
+    add("/", service.page, response_class=HTMLResponse)
+    add("/predict", service.predict, methods=post, response_model=predictions, responses=errors, openapi_extra=files)
+    add("/heat_map", service.heat_map, methods=post, response_model=heat_map, responses=errors, openapi_extra=file)
+    add("/health", service.health, response_model=schemas.Health)
+    add("/metrics", service.export_metrics, response_class=Response)
+    add("/docs", service.docs, include_in_schema=False)
     return app
 
 

@@ -21,9 +21,9 @@ BATCH_SIZES = (64, 32, 16, 8, 4, 2, 1)
 MAX_IMAGES = 1024
 """Images in the server at a time, from their decoding to their answer."""
 MIN_BATCH = 16
-"""While other images are being decoded, the network waits for so many ..."""
+"""Images that the network waits for, while others are being decoded."""
 WAIT_SECONDS = 0.02
-"""... for at most this time."""
+"""The longest time that it waits for them."""
 
 
 @dataclass(frozen=True)

@@ -63,28 +63,17 @@ class Error(_Answer):
     error: str = Field(description="one sentence")
 
 
-UPLOAD: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "properties": {
-                        "image": {
-                            "type": "array",
-                            "items": {"type": "string", "format": "binary"},
-                            "description": "one or several image files; any field name will do",
-                        }
-                    },
-                }
-            },
-            "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
-            "image/*": {"schema": {"type": "string", "format": "binary"}},
-        },
-    }
-}
-"""The request body of an upload, for FastAPI's `openapi_extra`."""
+def describe_upload(files: str) -> dict[str, Any]:
+    """Describe the request body of an upload, for FastAPI's `openapi_extra`.
+
+    Args:
+        files: what the form has, in words.
+    """
+    file = {"type": "string", "format": "binary"}
+    form = {"type": "object", "properties": {"image": {"type": "array", "items": file, "description": files}}}
+    types = {"multipart/form-data": form, "application/octet-stream": file, "image/*": file}
+    return {"requestBody": {"required": True, "content": {name: {"schema": schema} for name, schema in types.items()}}}
+
 
 ERRORS: dict[int | str, dict[str, Any]] = {
     400: {"model": Error, "description": "No file, or none that is an image"},
