@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from collections import defaultdict
 
 import hypothesis
@@ -9,6 +10,7 @@ import pytest
 
 # Without bytecode files, each of the many Python processes would compile every module that it imports.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False  # also for the tests, which each worker imports
 
 # A process that a shell starts in the background ignores Ctrl-C, and its children inherit that. Tests that interrupt
 # child processes would then wait for ever.

@@ -59,7 +59,7 @@ def state():
 """
 
 
-@pytest.mark.sample(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("hidden", [(), ("fcntl", "resource")], ids=["", "without fcntl and resource"])
 def test_every_module_can_be_imported_and_that_changes_nothing(hidden: tuple[str, ...]) -> None:
     """Windows has neither fcntl nor resource; other packages may use them where they exist."""
