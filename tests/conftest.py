@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from collections import defaultdict
 
 import hypothesis
@@ -9,6 +10,7 @@ import pytest
 
 # Without bytecode files, each of the many Python processes would compile every module that it imports.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False  # also for the tests, which each worker imports
 
 # A process that a shell starts in the background ignores Ctrl-C, and its children inherit that. Tests that interrupt
 # child processes would then wait for ever.
@@ -38,9 +40,14 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
 
 
+LONG = ("tests/pipeline/test_pipeline.py", "tests/pipeline", "tests/unit/tracking", "tests/unit/prediction")
+"""Files and folders whose tests run first. If a worker began a long file last, the others would wait for it."""
+
+
 @pytest.hookimpl(tryfirst=True)  # before pytest selects tests by their markers
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark as slow all but `n` cases of a test that is marked `sample(n)`; the `n` are evenly spaced."""
+    """Put long files first, and mark as slow all but `n` evenly spaced cases of a test that is marked `sample(n)`."""
+    items.sort(key=lambda item: next((i for i, path in enumerate(LONG) if item.nodeid.startswith(path)), len(LONG)))
     cases = defaultdict(list)
     for item in items:
         if item.get_closest_marker("sample"):

@@ -236,6 +236,7 @@ def test_speed_runs_the_recipes_with_a_schedule_of_sizes(data: Path, tiny: Path,
         assert 0.3 <= float(seconds) < 5, "the reset of the weights is timed"
 
 
+@pytest.mark.slow
 def test_the_settings_of_our_process_are_those_of_a_peer(data: Path, tiny: Path, tmp_path: Path) -> None:
     (tmp_path / "airbench94_muon.py").write_text(PEER.replace("0.25 * (tta_level or 1)", DENORMAL))
     tiny.write_text(tiny.read_text() + "-S train.device=cpu")

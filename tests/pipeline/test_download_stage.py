@@ -108,6 +108,7 @@ def other_data(path: Path) -> None:
 WRONG = r"a\.tar\.gz has the MD5 \w{32}, expected \w{32}; download it again, or set download\.checksums if .*"
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(
     ("harm", "message"), [(Path.unlink, "no such file or folder"), (truncate, WRONG), (other_data, WRONG)]
 )
@@ -274,6 +275,7 @@ def test_killed_in_the_middle_then_run_again_then_from_the_cache(
     assert raw_files(clone) == first
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_an_interruption_cleans_up(number: signal.Signals, clone: Path, server: Server, command: list[str]) -> None:
     with start(clone, *command) as process:
@@ -300,6 +302,7 @@ while True:
 """
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_an_interruption_ends_npm(number: signal.Signals, clone: Path) -> None:
     npm, note = clone.parent / "nothing/npm", clone.parent / "npm.pid"

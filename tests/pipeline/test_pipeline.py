@@ -17,6 +17,7 @@ import torch
 import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from PIL import Image
 
 import recomputed
 from project import REPOSITORY, Project
@@ -101,6 +102,7 @@ def test_the_mlflow_run_holds_what_the_stages_found(project: Project) -> None:
     assert float(champion.tags["val_accuracy"]) == project.json("metrics/train.json")["val_accuracy"]
 
 
+@pytest.mark.slow
 def test_the_logged_model_predicts_the_same_without_this_repository(project: Project) -> None:
     (run,) = runs(project)
     script = """
@@ -126,6 +128,40 @@ print(table.drop(columns="error").to_csv(index=False))
     assert [sum(float(row[f"p_{name}"]) for name in classes) for row in rows] == pytest.approx([1] * 7, abs=1e-5)
     actual = [classes[label] for label in np.load(project.root / "data/processed/test_labels.npy")[:7]]
     assert sum(row["class"] == name for row, name in zip(rows, actual, strict=True)) >= 5
+
+
+def test_the_champion_classifies_image_files(project: Project) -> None:
+    """tools/predict.py with the model that MLflow holds."""
+    data = project.root / "data/processed"
+    photos = project.root.parent / "photos"
+    photos.mkdir()
+    for number, pixels in enumerate(np.load(data / "test_images.npy")[:12]):
+        Image.fromarray(pixels).save(photos / f"{number:02}.png")
+    table = project.root.parent / "photos.csv"
+    model = "models:/cifar10@champion"
+    output = project.run("python", "tools/predict.py", str(photos), "--model", model, "--output", str(table))
+    assert ["… and 2 more", f"wrote {table}"] == output.splitlines()[-3:-1]
+    rows = project.table(str(table))
+    assert [row["image"] for row in rows] == [str(photos / f"{number:02}.png") for number in range(12)]
+    classes = project.json("models/model.json")["classes"]
+    actual = [classes[label] for label in np.load(data / "test_labels.npy")[:12]]
+    assert sum(row["class"] == name for row, name in zip(rows, actual, strict=True)) >= 10
+    for row in rows:
+        probabilities = {name: float(row[f"p_{name}"]) for name in classes}
+        assert sum(probabilities.values()) == pytest.approx(1, abs=1e-5)
+        assert (row["class"], float(row["probability"])) == max(probabilities.items(), key=lambda pair: pair[1])
+
+
+def test_the_model_is_exported(project: Project) -> None:
+    """tools/export.py, which writes a file only if it computes what the model does."""
+    path = project.root.parent / "model.pt2"
+    output = project.run("python", "tools/export.py", "--format", "pt2", "--output", str(path))
+    line, done = output.splitlines()
+    assert line.startswith(
+        f"{path}: {path.stat().st_size / 1e6:.2f} MB; probabilities of 1,008 images differ by at most "
+    )
+    assert line.endswith(", no change of class")
+    assert done.startswith("export: done in ")
 
 
 def test_a_second_repro_does_nothing(project: Project) -> None:
@@ -166,6 +202,7 @@ def test_only_code_that_makes_outputs_is_a_dependency(project: Project) -> None:
     assert outdated(project) == set()
 
 
+@pytest.mark.slow
 def test_an_experiment_retrains_evaluates_and_reports_and_nothing_else(project: Project) -> None:
     output = project.run("dvc", "exp", "run", "--name", "slow", "-S", "train.lr=0.01")
     assert running(output) == ["train", "evaluate", "report"]
@@ -183,6 +220,7 @@ def test_an_experiment_retrains_evaluates_and_reports_and_nothing_else(project: 
     assert "test.json" in project.run("dvc", "metrics", "diff")
 
 
+@pytest.mark.slow
 def test_a_change_of_the_report_only_reports(project: Project) -> None:
     before = len(runs(project))
     output = project.run("dvc", "exp", "run", "--name", "titled", "-S", "report.title=A new title")
@@ -375,7 +413,7 @@ def test_what_does_not_go_together_is_said_in_one_line(project: Project, setting
     project.run("git", "checkout", "--quiet", ".")
 
 
-@pytest.mark.sample(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_training_is_killed_in_mlflow_and_leaves_no_output(project: Project, number: int) -> None:
     project.set(train={"epochs": 10_000 + number})  # one that has no checkpoint to go on from

@@ -410,6 +410,12 @@ def test_heat_shows_mistakes_beside_a_strong_diagonal() -> None:
     assert rows[2].tolist() == [0, 0, 0]
 
 
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project of 40 test images, which tests copy."""
+    return make_project(tmp_path_factory.mktemp("small"), test=40)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
@@ -428,8 +434,10 @@ def test_heat_shows_mistakes_beside_a_strong_diagonal() -> None:
         ("data/samples.png", "no picture", "samples.png: not a picture"),
     ],
 )
-def test_bad_files_are_named_in_one_line(tmp_path: Path, name: str, content: str | None, words: str) -> None:
-    root = make_project(tmp_path, test=40)
+def test_bad_files_are_named_in_one_line(
+    small: Path, tmp_path: Path, name: str, content: str | None, words: str
+) -> None:
+    root = shutil.copytree(small, tmp_path / "copy")
     (root / name).unlink() if content is None else (root / name).write_text(content)
     with pytest.raises(UserError) as error:
         read_results(root)
@@ -437,8 +445,8 @@ def test_bad_files_are_named_in_one_line(tmp_path: Path, name: str, content: str
     assert "\n" not in str(error.value)
 
 
-def test_stage_fails_in_one_line_and_keeps_the_page(tmp_path: Path) -> None:
-    root = make_project(tmp_path, test=40)
+def test_stage_fails_in_one_line_and_keeps_the_page(small: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(small, tmp_path / "copy")
     (root / "report").mkdir()
     (root / "report" / "index.html").write_text("yesterday's")
     (root / "metrics" / "train.json").unlink()
@@ -466,7 +474,8 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.usefixtures("page")
-@pytest.mark.parametrize("name", ["project", "wide", pytest.param("hundred", marks=pytest.mark.slow)])
+@pytest.mark.sample(1)
+@pytest.mark.parametrize("name", ["project", "wide", "hundred"])
 def test_browser_draws_all_and_asks_for_nothing(browser: Browser, name: str, request: pytest.FixtureRequest) -> None:
     root = request.getfixturevalue(name)
     for size in (PHONE, DESKTOP):
@@ -518,7 +527,8 @@ def luminance(color: Sequence[float]) -> float:
 
 
 @pytest.mark.usefixtures("page")
-@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.sample(1)
+@pytest.mark.parametrize("theme", ["dark", "light"])
 def test_text_has_contrast_in_both_themes(browser: Browser, project: Path, theme: Any) -> None:
     window, _ = open_report(browser, project, color_scheme=theme)
     window.eval_on_selector_all("details", "all => all.forEach(one => one.open = true)")

@@ -369,9 +369,9 @@ def test_nothing_stays_in_the_temporary_directory(
         ("cut", r"the connection broke off \(IncompleteRead\(.*\)\)", 3),
         ("resets", r"the connection broke off \(Connection reset by peer\)", 3),
         ("absent", "the server answered 404 Not Found", 1),
-        ("stalls", r"the connection broke off \(timed out\)", 3),
+        pytest.param("stalls", r"the connection broke off \(timed out\)", 3, marks=pytest.mark.slow),
         ("trickles", r"slower than 10 kB/s", 1),
-        ("trickles, stalls", r"the connection broke off \(timed out\)", 3),
+        pytest.param("trickles, stalls", r"the connection broke off \(timed out\)", 3, marks=pytest.mark.slow),
         ("silent", r"cannot be reached \(timed out\)", 1),
     ],
 )

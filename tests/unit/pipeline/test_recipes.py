@@ -60,6 +60,7 @@ def apply(path: Path, *words: str) -> Params:
     return load_params(path)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.name)
 def test_a_recipe_gives_the_same_parameters_after_any_other(recipe: Path, params_file: Path) -> None:
     fresh = apply(params_file, *overrides(recipe))

@@ -59,7 +59,7 @@ def state():
 """
 
 
-@pytest.mark.sample(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("hidden", [(), ("fcntl", "resource")], ids=["", "without fcntl and resource"])
 def test_every_module_can_be_imported_and_that_changes_nothing(hidden: tuple[str, ...]) -> None:
     """Windows has neither fcntl nor resource; other packages may use them where they exist."""
@@ -166,6 +166,7 @@ def test_every_script_starts_before_its_slow_imports(script: str) -> None:
     assert "start_stage()" in first[1]
 
 
+@pytest.mark.slow
 def test_triton_prints_nothing_about_uncollected_objects() -> None:
     body = "import torch._dynamo; print('x', file=sys.stderr)"
     pytest.importorskip("triton")
@@ -210,6 +211,7 @@ def test_lack_of_memory_during_the_imports_is_one_line() -> None:
     assert (done.returncode, done.stderr) == (1, OUT_OF_MEMORY)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(
     ("stage", "parameters"),
     [
