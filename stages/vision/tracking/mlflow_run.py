@@ -1,38 +1,40 @@
-"""The MLflow run of a model: `train` opens it, and `evaluate` and `report` resume it.
+"""The run of a model: `train` opens it, and `evaluate` and `report` resume it.
 
-A search opens a parent run, and the runs of its trials are its children. A run is opened only in a store that answers.
-If the store fails later, log calls wait in a spool; see `spool`.
+A search opens a parent run, and the runs of its trials are its children. A run is opened only in an MLflow store that
+answers. If the store fails later, log calls wait in a spool; see `spool`. MLflow takes seconds to import, so it and the
+modules that use it are imported inside functions, and never when tracking is off.
 """
 
-import hashlib
 import json
 import os
 import sys
-import tempfile
-import time
 import uuid
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from vision.pipeline.errors import UserError
 from vision.pipeline.params import Params, Tracking
 from vision.pipeline.paths import ROOT, main_root
+from vision.pipeline.stage import importing
 from vision.storage.arrays import Stats
-from vision.tracking import provenance, store
-from vision.tracking.model_export import export_model
-from vision.tracking.run import Run, Sink
-from vision.tracking.spool import Spool, last_errors, publish_all, report_unlogged, warn
-from vision.tracking.system_metrics import MEMORY, sample_system_metrics
-from vision.tracking.tensorboard import tensorboard_sink
+from vision.tracking import provenance
+from vision.tracking.run import Run, flatten
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-    from torch import nn
+    from torch.utils.tensorboard import SummaryWriter
+
+    from vision.tracking.spool import Spool
+
+_ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_DISABLE_AGENT_HINT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # it would print the password
+    "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # errors are raised as well; the log has tracebacks
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",  # seconds; a server may need many for an uploaded file
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "PGCONNECT_TIMEOUT": "5",
+}
 
 
 @contextmanager
@@ -55,36 +57,36 @@ def training_run(
         UserError: the MLflow store cannot be used at the start; nothing is raised if it fails later.
     """
     name = os.environ.get("DVC_EXP_NAME") or "-".join(filter(None, [params.model.name, provenance.commit()[:7]]))
-    earlier = resume_from or {"mlflow": None, "tensorboard": None}
-    sinks: list[Sink] = []
-    record = folder = None
+    earlier = resume_from or Run().record
+    run = Run()
     with ExitStack() as stack:
         if params.tracking.enabled:
             old_id = earlier["mlflow"] and earlier["mlflow"]["run_id"]
-            registration = _registration(params, stats)
-            sink = _open_run(params, name, provenance.tags() | dict(tags or {}), old_id, registration)
-            record = sink.record
-            sinks.append(sink)
-            stack.enter_context(_end_run(sink))
-            stack.enter_context(sample_system_metrics(sink.log_metrics, sink.uri, sink.samples))
-            if record["run_id"] != old_id:
-                sink.log_inputs(params, stats)
+            run = stack.enter_context(_open_run(params, name, tags or {}, old_id))
+            run_id = run.record["mlflow"]["run_id"]
+            from vision.tracking.system_metrics import sample_system_metrics
+
+            stack.enter_context(sample_system_metrics(run.spool.uri, run_id, run.log_metrics))
+            if run_id != old_id:
+                _log_inputs(run.spool, params, stats)
+            if params.tracking.registry:
+                classes = json.dumps(stats.classes, ensure_ascii=False)
+                run.version_tags = {"classes": classes, "split_digest": stats.split_digest}
         if params.tracking.tensorboard:
             folder = earlier["tensorboard"] or f"tensorboard/{name}-{uuid.uuid4().hex[:6]}"
-            purge = folder == earlier["tensorboard"]
-            sinks.append(stack.enter_context(tensorboard_sink(main_root(ROOT) / folder, purge)))
-        yield Run(sinks, record, folder)
+            run.record["tensorboard"] = folder
+            run.writer = stack.enter_context(_open_writer(folder, purge_step=0))  # hides what a killed training wrote
+        yield run
 
 
 @contextmanager
 def search_run(params: Params, run_id: str | None) -> Iterator[Run]:
     """Open the parent run of a search's trials, or continue the run `run_id`; it ends as in `training_run`."""
-    if not params.tracking.enabled:
-        yield Run([], None, None)
-        return
-    sink = _open_run(params, params.search.study, provenance.tags() | {"search.study": params.search.study}, run_id)
-    with _end_run(sink):
-        yield Run([sink], sink.record, None)
+    if params.tracking.enabled:
+        with _open_run(params, params.search.study, {"search.study": params.search.study}, run_id) as run:
+            yield run
+    else:
+        yield Run()
 
 
 @contextmanager
@@ -93,204 +95,109 @@ def resumed_run(settings: Tracking, record: Mapping[str, Any]) -> Iterator[Run]:
 
     If the run is gone, a line on stderr says so, and MLflow gets nothing. If the store cannot be used, records wait.
     """
-    mlflow = record["mlflow"] if settings.enabled else None
-    folder = record["tensorboard"] if settings.tensorboard else None
-    sinks: list[Sink] = []
+    run = Run()
     with ExitStack() as stack:
-        if mlflow is not None and (sink := _resume_run(mlflow)):
-            sinks.append(sink)
-            stack.callback(sink.close)
-        else:
-            mlflow = None
-        if folder is not None:
-            sinks.append(stack.enter_context(tensorboard_sink(main_root(ROOT) / folder)))
+        if settings.enabled and record["mlflow"] and (spool := _find_spool(record["mlflow"])):
+            run.spool, run.record["mlflow"] = spool, record["mlflow"]
+            stack.enter_context(spool.lock())
+            stack.enter_context(spool.publishing())
+        if settings.tensorboard and record["tensorboard"]:
+            run.record["tensorboard"] = record["tensorboard"]
+            run.writer = stack.enter_context(_open_writer(record["tensorboard"]))
         elif settings.tensorboard:
             lack = "the model was trained without tracking.tensorboard; nothing is written"
             print(f"TensorBoard: {lack} (`dvc repro -f train`)", file=sys.stderr, flush=True)
-        yield Run(sinks, mlflow, folder)
+        yield run
 
 
-@dataclass(frozen=True)
-class Registration:
-    """How a model is registered: under the name of the experiment, with these tags of the version."""
+@contextmanager
+def _open_run(params: Params, name: str, tags: Mapping[str, str], run_id: str | None) -> Iterator[Run]:
+    """Open an MLflow run, or continue `run_id` if it is in this store and experiment; end it with the block."""
+    import_mlflow()
+    from vision.tracking import store
+    from vision.tracking.spool import Spool
 
-    experiment: str
-    version_tags: Mapping[str, str]
-
-
-@dataclass(frozen=True)
-class MlflowSink:
-    """Logs to an MLflow run; `Run` describes the methods.
-
-    Attributes:
-        uri: the tracking URI of the store.
-        record: the part `mlflow` of metrics/run.json.
-        spool: what sends to the run.
-        registration: how `register_model` registers the model; None if it does not.
-        logged_epochs: the epochs that an earlier process has logged.
-        samples: the number of samples of the system metrics that the run has already.
-    """
-
-    uri: str
-    record: dict[str, str]
-    spool: Spool
-    registration: Registration | None = None
-    logged_epochs: Collection[int] = ()
-    samples: int = 0
-
-    def log_inputs(self, params: Params, stats: Stats) -> None:
-        """Log the parameters that make the model, and the data."""
-        unused = set(params.model.families()) - {params.model.family}
-        used = params.model_dump(include={"seed", "preprocess", "model", "train"}, exclude={"model": unused})
-        self.spool.put({"params": dict(_flatten(used))})
-        digest = (provenance.data_hash() or stats.split_digest)[:36]  # MLflow's limit
-        source = json.dumps({"uri": "data/processed"})
-        self.spool.put({"dataset": "data/processed", "digest": digest, "source": source})
-
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None) -> None:  # noqa: D102
-        if "train/loss" not in metrics or step not in self.logged_epochs:
-            values = {name: float(value) for name, value in metrics.items()}
-            self.spool.put({"metrics": values, "time": _now(), "step": step})
-
-    def set_tags(self, tags: Mapping[str, object]) -> None:  # noqa: D102
-        self.spool.put({"tags": dict(_flatten(tags))})
-
-    def log_figure(self, name: str, figure: "Figure") -> None:  # noqa: D102
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder, f"{name}.png")
-            figure.savefig(path)
-            self.log_artifact(path, "figures")
-
-    def log_artifact(self, path: Path, folder: str | None) -> None:  # noqa: D102
-        self.spool.put({"artifact": folder}, path)
-
-    def log_model(self, model: "nn.Module", example: np.ndarray, classes: Sequence[str]) -> None:  # noqa: D102
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder, "model")
-            try:
-                export_model(path, model, example, classes)
-            except Exception as error:  # models/ has the model all the same
-                warn(f"the model cannot be exported and is not logged ({store.format_reason(self.uri, error)})")
-            else:
-                self.spool.put({"model": "model"}, path)
-
-    def register_model(self, val_accuracy: float | None) -> None:  # noqa: D102
-        if self.registration is not None:
-            accuracy = {} if val_accuracy is None else {"val_accuracy": repr(val_accuracy)}
-            tags = {**self.registration.version_tags, **accuracy}
-            self.spool.put({"register": self.registration.experiment, "version_tags": tags})
-
-    def close(self) -> None:
-        """Publish what waits, and print what still waits, of all runs."""
-        self.spool.publish()
-        report_unlogged()
-
-
-def _registration(params: Params, stats: Stats) -> Registration | None:
-    if not params.tracking.registry:
-        return None
-    classes = json.dumps(stats.classes, ensure_ascii=False)
-    if len(classes) > 1000:  # MLflow limits the length of tags
-        classes = hashlib.sha256(classes.encode()).hexdigest()
-    return Registration(params.tracking.experiment, {"classes": classes, "split_digest": stats.split_digest})
-
-
-def _open_run(
-    params: Params,
-    name: str,
-    tags: Mapping[str, str],
-    run_id: str | None,
-    registration: Registration | None = None,
-) -> MlflowSink:
-    """Open a run, or continue `run_id` if it is in this store and experiment.
-
-    Raises:
-        UserError: the store cannot be used, or does not accept what waits of the run.
-    """
     uri = store.tracking_uri()
-    with store.opening(uri):
-        client = store.connect(uri)
-        from mlflow.entities import RunTag
-
-        experiment_id = store.get_experiment_id(client, params.tracking.experiment)
-        publish_all(uri)
-        old = store.find_run(client, run_id) if run_id else None
-        continued = old is not None and old.info.experiment_id == experiment_id
-        if run_id is None or not continued:
-            run_id = client.create_run(experiment_id, tags=dict(tags), run_name=name).info.run_id
-        record: dict[str, str] = {
-            "run_id": run_id,
+    tags = provenance.tags() | dict(tags)
+    epochs: set[int] = set()
+    with ExitStack() as stack:
+        with store.opening(uri):
+            client = store.connect(uri, store.OPENING_LOCK_TIMEOUT)
+            experiment_id = store.get_experiment_id(client, params.tracking.experiment)
+            old = store.find_run(client, run_id) if run_id else None
+            if old and old.info.experiment_id == experiment_id:
+                spool = Spool(uri, old.info.run_id)
+                stack.enter_context(spool.lock())
+                spool.publish(client)
+                client.update_run(spool.run_id, status="RUNNING", name=name)
+                epochs = {metric.step for metric in client.get_metric_history(spool.run_id, "train/loss")}
+            else:
+                spool = Spool(uri, client.create_run(experiment_id, run_name=name).info.run_id)
+                stack.enter_context(spool.lock())
+        stack.enter_context(spool.publishing())
+        spool.put({"tags": tags})
+        mlflow = {
+            "run_id": spool.run_id,
             "experiment_id": experiment_id,
             "tracking_uri": store.recorded_uri(uri),
-            "page": store.run_page(uri, experiment_id, run_id),
+            "page": store.run_page(uri, experiment_id, spool.run_id),
             "name": name,
             "commit": tags.get("mlflow.source.git.commit", ""),
             "dirty": tags.get("mlflow.source.git.dirty", ""),
             "apply": tags.get("dvc.apply", ""),
         }
-        spool = Spool(uri, run_id, client)
-        epochs, samples = set(), 0
-        if continued:
-            if not spool.publish():
-                reason = f"{spool.folder}: cannot be logged ({last_errors.get(run_id)})"
-                raise UserError(f"{reason}; solve that, or set tracking.enabled: false in params.yaml")
-            client.update_run(run_id, status="RUNNING", name=name)
-            client.log_batch(run_id, tags=[RunTag(*item) for item in tags.items()])
-            epochs = {metric.step for metric in client.get_metric_history(run_id, "train/loss")}
-            samples = len(client.get_metric_history(run_id, MEMORY))
-        return MlflowSink(uri, record, spool, registration, epochs, samples)
+        status = "FINISHED"
+        try:
+            yield Run(spool, record={"mlflow": mlflow, "tensorboard": None}, logged_epochs=epochs)
+        except BaseException as error:
+            killed = isinstance(error, KeyboardInterrupt)
+            status = "KILLED" if killed else "FAILED"
+            spool.put({"tags": {"ended": "killed" if killed else str(error) or type(error).__name__}})
+            raise
+        finally:
+            spool.put({"status": status})
 
 
-def _resume_run(record: dict[str, str]) -> MlflowSink | None:
-    """The sink of a recorded run; None, with a line on stderr, if the run is gone."""
+def _find_spool(record: Mapping[str, str]) -> "Spool | None":
+    """The spool of a recorded run, also if the store cannot be used; None, with a line on stderr, if the run is gone."""
+    import_mlflow()
+    from vision.tracking import store
+    from vision.tracking.spool import Spool
+
     current, recorded, run_id = store.tracking_uri(), record["tracking_uri"], record["run_id"]
     # The recorded URI lacks a password.
     uri = current if store.recorded_uri(current) == recorded else store.resolve_uri(recorded)
-    sink = MlflowSink(uri, record, Spool(uri, run_id))
-    started = time.monotonic()
+    file = store.sqlite_path(uri)
     try:
-        with store.request_timeouts():
-            file = store.sqlite_path(uri)
-            exists = (file is None or file.exists()) and store.find_run(store.connect(uri), run_id) is not None
-            if exists:
-                publish_all(uri)
-    except Exception as error:
-        sink.spool.pause(store.format_error(uri, error), time.monotonic() - started)
-        return sink
+        exists = (file is None or file.exists()) and store.find_run(store.connect(uri), run_id) is not None
+    except Exception:  # the spool's thread reports it
+        exists = True
     if exists:
-        return sink
+        return Spool(uri, run_id)
     restore = f"if it was deleted, `mlflow runs restore --run-id {run_id}` restores it"
-    warn(f"run {run_id} is not in {store.public_uri(uri)}; {restore}; else `dvc repro -f train` opens a new run")
-    report_unlogged()
+    advice = f"{restore}; else `dvc repro -f train` opens a new run"
+    print(f"MLflow: run {run_id} is not in {store.public_uri(uri)}; {advice}", file=sys.stderr, flush=True)
     return None
 
 
-@contextmanager
-def _end_run(sink: MlflowSink) -> Iterator[None]:
-    """End the run with the block; the tag `ended` has the reason if that is an exception."""
-    status = "FINISHED"
-    try:
-        yield
-    except BaseException as error:
-        status, reason = "FAILED", str(error) or type(error).__name__
-        if isinstance(error, KeyboardInterrupt):
-            status, reason = "KILLED", "killed"
-        sink.set_tags({"ended": reason})
-        raise
-    finally:
-        sink.spool.put({"status": status, "time": _now()})
-        sink.close()
+def _log_inputs(spool: "Spool", params: Params, stats: Stats) -> None:
+    """Log the parameters that make the model, and the data."""
+    unused = set(params.model.families()) - {params.model.family}
+    used = params.model_dump(include={"seed", "preprocess", "model", "train"}, exclude={"model": unused})
+    spool.put({"params": dict(flatten(used))})
+    digest = (provenance.data_hash() or stats.split_digest)[:36]  # MLflow's limit
+    spool.put({"dataset": "data/processed", "digest": digest, "source": json.dumps({"uri": "data/processed"})})
 
 
-def _now() -> int:
-    """The time as MLflow has it, in ms."""
-    return int(time.time() * 1000)
+def _open_writer(folder: str, purge_step: int | None = None) -> "SummaryWriter":
+    from torch.utils.tensorboard import SummaryWriter  # takes seconds to import
+
+    return SummaryWriter(main_root(ROOT) / folder, purge_step=purge_step)
 
 
-def _flatten(sections: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Nested keys joined with dots, values as in params.yaml."""
-    for key, value in sections.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value)
+def import_mlflow() -> None:
+    """Import MLflow with the settings of this project, unless the user has chosen others."""
+    for variable, value in _ENVIRONMENT.items():
+        os.environ.setdefault(variable, value)
+    with importing():
+        import mlflow  # noqa: F401

@@ -412,13 +412,14 @@ def test_without_tracking_mlflow_is_not_imported(tmp_path: Path) -> None:
 
 TRAIN = """
 import sys
+from pathlib import Path
 from vision.pipeline import params
 from vision.storage import arrays, tables
 from vision.tracking import mlflow_run
 with mlflow_run.training_run(params.load_params(), arrays.Stats(["a", "b"], [1, 1, 1], [0.5], [0.5], "0" * 64)) as run:
     for epoch in range(1, 41):
         run.log_epoch({"epoch": epoch, "train_loss": 1 / epoch, "val_loss": 2 / epoch})
-    run.log_artifact(sys.argv[0], "code")
+    run.log_artifact(Path(sys.argv[0]), "code")
 tables.write_json(mlflow_run.ROOT / "run.json", run.record)
 """
 
@@ -503,7 +504,8 @@ def test_a_deleted_experiment(store: Path) -> None:
 def test_a_file_that_is_not_a_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mlflow.db").write_text("not a database\n" * 100)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    assert "mlflow.db: MLflow cannot use this database (file is not a database)" in fails(params())
+    line = fails(params())
+    assert line.startswith(f"MLflow cannot use sqlite:///{tmp_path}/mlflow.db: file is not a database; ")
 
 
 def test_a_database_of_another_mlflow(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -512,7 +514,7 @@ def test_a_database_of_another_mlflow(store: Path, tmp_path: Path, monkeypatch: 
         connection.execute("UPDATE alembic_version SET version_num = 'fedcba987654'")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/newer.db")
     line = fails(params())
-    assert "newer.db: MLflow cannot use this database (Detected out-of-date database schema" in line
+    assert line.startswith(f"MLflow cannot use sqlite:///{tmp_path}/newer.db: Detected out-of-date database schema")
     assert "found version fedcba987654" in line
     assert f"`mlflow db upgrade sqlite:///{tmp_path}/newer.db`" in line
 
@@ -562,7 +564,8 @@ def test_a_server_that_is_none(website: str, uri: str, reason: str, monkeypatch:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
         line = fails(params())
     public = re.sub("me:.*@|[?].*", "", uri)
-    assert line.startswith(f"MLFLOW_TRACKING_URI={public}: ")
+    assert line.startswith(f"MLflow cannot use {public}: ")
+    assert "correct MLFLOW_TRACKING_URI" in line
     assert reason in line
     assert "tracking.enabled: false" in line
     assert "cret" not in line
@@ -592,6 +595,7 @@ def test_an_evaluation_whose_server_cannot_be_used_keeps_what_it_would_log(
         record = {"mlflow": {"run_id": "0" * 32, "tracking_uri": uri}, "tensorboard": None}
         with mlflow_run.resumed_run(ON, record) as run:
             run.log_metrics({"test_accuracy": 0.75})
-    first, last = capfd.readouterr().err.splitlines()
-    assert re.match(f"MLflow: {uri}: .*{reason}.*; records wait in {tmp_path}/unlogged/0000", first)
-    assert re.match(f"MLflow: not logged yet: 1 record of run {'0' * 32} .{uri}: .*{reason}", last)
+    waiting = f"not logged yet: 1 record.s. of run {'0' * 32}, in {tmp_path}/unlogged/{'0' * 32}; "
+    for line in capfd.readouterr().err.splitlines():
+        assert re.match(f"MLflow: {uri}: .*{reason}.*; {waiting}", line)
+    assert (tmp_path / "unlogged" / ("0" * 32)).exists()
