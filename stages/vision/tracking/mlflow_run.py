@@ -1,7 +1,7 @@
 """The run of a model: `train` opens it, and `evaluate` and `report` resume it.
 
 A search opens a parent run, and the runs of its trials are its children. A run is opened only in an MLflow store that
-answers. If the store fails later, log calls wait in a spool; see `spool`. MLflow takes seconds to import, so it and the
+answers. If the store fails later, log calls wait in a spool; see `spool`. MLflow takes seconds to import, so the
 modules that use it are imported inside functions, and never when tracking is off.
 """
 
@@ -10,20 +10,16 @@ import os
 import sys
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from typing import Any
 
+from vision.pipeline.errors import UserError
 from vision.pipeline.params import Params, Tracking
 from vision.pipeline.paths import ROOT, main_root
 from vision.pipeline.stage import importing
 from vision.storage.arrays import Stats
 from vision.tracking import provenance
 from vision.tracking.run import Run, flatten
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
-
-    from vision.tracking.spool import Spool
 
 _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -47,8 +43,8 @@ def training_run(
     It is named like the DVC experiment, or else `<model>-<Git commit>`. The tag `ended` says why it failed.
 
     Args:
-        params: the parameters of all sections of params.yaml.
-        stats: the statistics of the training data.
+        params: all sections of params.yaml.
+        stats: of the training data.
         tags: tags that the run gets in addition to its provenance.
         resume_from: the record of the run that an interrupted training opened, as in metrics/run.json. The run is
             continued and gets the epochs that it lacks. If it was deleted, a new run is opened.
@@ -58,35 +54,18 @@ def training_run(
     """
     name = os.environ.get("DVC_EXP_NAME") or "-".join(filter(None, [params.model.name, provenance.commit()[:7]]))
     earlier = resume_from or Run().record
-    run = Run()
+    old_id = earlier["mlflow"] and earlier["mlflow"]["run_id"]
     with ExitStack() as stack:
-        if params.tracking.enabled:
-            old_id = earlier["mlflow"] and earlier["mlflow"]["run_id"]
-            run = stack.enter_context(_open_run(params, name, tags or {}, old_id))
-            run_id = run.record["mlflow"]["run_id"]
-            from vision.tracking.system_metrics import sample_system_metrics
-
-            stack.enter_context(sample_system_metrics(run.spool.uri, run_id, run.log_metrics))
-            if run_id != old_id:
-                _log_inputs(run.spool, params, stats)
-            if params.tracking.registry:
-                classes = json.dumps(stats.classes, ensure_ascii=False)
-                run.version_tags = {"classes": classes, "split_digest": stats.split_digest}
+        run = stack.enter_context(_open_run(params, name, tags or {}, old_id, stats))
         if params.tracking.tensorboard:
             folder = earlier["tensorboard"] or f"tensorboard/{name}-{uuid.uuid4().hex[:6]}"
-            run.record["tensorboard"] = folder
-            run.writer = stack.enter_context(_open_writer(folder, purge_step=0))  # hides what a killed training wrote
+            stack.enter_context(_write_events(run, folder, purge_step=0))  # hides what a killed training wrote
         yield run
 
 
-@contextmanager
-def search_run(params: Params, run_id: str | None) -> Iterator[Run]:
+def search_run(params: Params, run_id: str | None) -> AbstractContextManager[Run]:
     """Open the parent run of a search's trials, or continue the run `run_id`; it ends as in `training_run`."""
-    if params.tracking.enabled:
-        with _open_run(params, params.search.study, {"search.study": params.search.study}, run_id) as run:
-            yield run
-    else:
-        yield Run()
+    return _open_run(params, params.search.study, {"search.study": params.search.study}, run_id)
 
 
 @contextmanager
@@ -95,15 +74,12 @@ def resumed_run(settings: Tracking, record: Mapping[str, Any]) -> Iterator[Run]:
 
     If the run is gone, a line on stderr says so, and MLflow gets nothing. If the store cannot be used, records wait.
     """
-    run = Run()
     with ExitStack() as stack:
-        if settings.enabled and record["mlflow"] and (spool := _find_spool(record["mlflow"])):
-            run.spool, run.record["mlflow"] = spool, record["mlflow"]
-            stack.enter_context(spool.lock())
-            stack.enter_context(spool.publishing())
+        run = _find_run(record["mlflow"]) if settings.enabled and record["mlflow"] else Run()
+        if run.spool:
+            stack.enter_context(run.spool.publishing())
         if settings.tensorboard and record["tensorboard"]:
-            run.record["tensorboard"] = record["tensorboard"]
-            run.writer = stack.enter_context(_open_writer(record["tensorboard"]))
+            stack.enter_context(_write_events(run, record["tensorboard"]))
         elif settings.tensorboard:
             lack = "the model was trained without tracking.tensorboard; nothing is written"
             print(f"TensorBoard: {lack} (`dvc repro -f train`)", file=sys.stderr, flush=True)
@@ -111,88 +87,99 @@ def resumed_run(settings: Tracking, record: Mapping[str, Any]) -> Iterator[Run]:
 
 
 @contextmanager
-def _open_run(params: Params, name: str, tags: Mapping[str, str], run_id: str | None) -> Iterator[Run]:
-    """Open an MLflow run, or continue `run_id` if it is in this store and experiment; end it with the block."""
+def _open_run(
+    params: Params, name: str, tags: Mapping[str, str], run_id: str | None, stats: Stats | None = None
+) -> Iterator[Run]:
+    """Open an MLflow run, or continue `run_id` if it is in this store and experiment; end it with the block.
+
+    With the statistics of training data, it gets parameters, data and system metrics.
+    """
+    if not params.tracking.enabled:
+        yield Run()
+        return
     import_mlflow()
-    from vision.tracking import store
+    from vision.tracking import store, system_metrics
     from vision.tracking.spool import Spool
 
     uri = store.tracking_uri()
     tags = provenance.tags() | dict(tags)
-    epochs: set[int] = set()
     with ExitStack() as stack:
         with store.opening(uri):
             client = store.connect(uri, store.OPENING_LOCK_TIMEOUT)
             experiment_id = store.get_experiment_id(client, params.tracking.experiment)
             old = store.find_run(client, run_id) if run_id else None
-            if old and old.info.experiment_id == experiment_id:
-                spool = Spool(uri, old.info.run_id)
-                stack.enter_context(spool.lock())
-                spool.publish(client)
+            if old and old.info.experiment_id != experiment_id:
+                old = None
+            spool = Spool(uri, (old or client.create_run(experiment_id, run_name=name)).info.run_id)
+            stack.enter_context(spool.publishing())
+            run = Run(spool)
+            if old:
+                spool.flush()
+                if spool.files():
+                    raise UserError(f"{spool.folder}: cannot be logged; set tracking.enabled: false in params.yaml")
                 client.update_run(spool.run_id, status="RUNNING", name=name)
-                epochs = {metric.step for metric in client.get_metric_history(spool.run_id, "train/loss")}
-            else:
-                spool = Spool(uri, client.create_run(experiment_id, run_name=name).info.run_id)
-                stack.enter_context(spool.lock())
-        stack.enter_context(spool.publishing())
-        spool.put({"tags": tags})
-        mlflow = {
+                run.logged_epochs = {one.step for one in client.get_metric_history(spool.run_id, "train/loss")}
+        server = store.public_uri(uri).rstrip("/") if uri.startswith("http") else "http://127.0.0.1:5000"  # `mlflow ui`
+        run.record["mlflow"] = {
             "run_id": spool.run_id,
             "experiment_id": experiment_id,
             "tracking_uri": store.recorded_uri(uri),
-            "page": store.run_page(uri, experiment_id, spool.run_id),
+            "page": f"{server}/#/experiments/{experiment_id}/runs/{spool.run_id}?workflowType=machine_learning",
             "name": name,
             "commit": tags.get("mlflow.source.git.commit", ""),
             "dirty": tags.get("mlflow.source.git.dirty", ""),
             "apply": tags.get("dvc.apply", ""),
         }
-        status = "FINISHED"
+        spool.put({"tags": tags})
+        if stats:
+            stack.enter_context(system_metrics.sample(uri, spool.run_id, run.log_metrics))
+            if not old:
+                unused = set(params.model.families()) - {params.model.family}
+                used = params.model_dump(include={"seed", "preprocess", "model", "train"}, exclude={"model": unused})
+                digest = (provenance.data_hash() or stats.split_digest)[:36]  # MLflow's limit
+                spool.put({"params": dict(flatten(used))})
+                spool.put({"dataset": "data/processed", "digest": digest})
+            if params.tracking.registry:
+                classes = json.dumps(stats.classes, ensure_ascii=False)
+                run.version_tags = {"classes": classes, "split_digest": stats.split_digest}
         try:
-            yield Run(spool, record={"mlflow": mlflow, "tensorboard": None}, logged_epochs=epochs)
+            yield run
         except BaseException as error:
             killed = isinstance(error, KeyboardInterrupt)
-            status = "KILLED" if killed else "FAILED"
             spool.put({"tags": {"ended": "killed" if killed else str(error) or type(error).__name__}})
+            spool.put({"status": "KILLED" if killed else "FAILED"})
             raise
-        finally:
-            spool.put({"status": status})
+        spool.put({"status": "FINISHED"})
 
 
-def _find_spool(record: Mapping[str, str]) -> "Spool | None":
-    """The spool of a recorded run, also if the store cannot be used; None, with a line on stderr, if the run is gone."""
+def _find_run(record: dict[str, str]) -> Run:
+    """The recorded run, also if the store cannot be used; if the run is gone, one without MLflow, and a line on stderr."""
     import_mlflow()
     from vision.tracking import store
-    from vision.tracking.spool import Spool
+    from vision.tracking.spool import Spool, warn
 
-    current, recorded, run_id = store.tracking_uri(), record["tracking_uri"], record["run_id"]
-    # The recorded URI lacks a password.
-    uri = current if store.recorded_uri(current) == recorded else store.resolve_uri(recorded)
+    uri, run_id = store.tracking_uri(), record["run_id"]
+    if store.recorded_uri(uri) != record["tracking_uri"]:  # the recorded one lacks the password
+        uri = store.resolve_uri(record["tracking_uri"])
     file = store.sqlite_path(uri)
-    try:
-        exists = (file is None or file.exists()) and store.find_run(store.connect(uri), run_id) is not None
-    except Exception:  # the spool's thread reports it
-        exists = True
+    exists = file is None or file.exists()
+    with suppress(Exception):  # the spool's thread reports it
+        exists = exists and store.find_run(store.connect(uri), run_id) is not None
     if exists:
-        return Spool(uri, run_id)
+        return Run(Spool(uri, run_id), record={"mlflow": record, "tensorboard": None})
     restore = f"if it was deleted, `mlflow runs restore --run-id {run_id}` restores it"
-    advice = f"{restore}; else `dvc repro -f train` opens a new run"
-    print(f"MLflow: run {run_id} is not in {store.public_uri(uri)}; {advice}", file=sys.stderr, flush=True)
-    return None
+    warn(f"run {run_id} is not in {store.public_uri(uri)}; {restore}; else `dvc repro -f train` opens a new run")
+    return Run()
 
 
-def _log_inputs(spool: "Spool", params: Params, stats: Stats) -> None:
-    """Log the parameters that make the model, and the data."""
-    unused = set(params.model.families()) - {params.model.family}
-    used = params.model_dump(include={"seed", "preprocess", "model", "train"}, exclude={"model": unused})
-    spool.put({"params": dict(flatten(used))})
-    digest = (provenance.data_hash() or stats.split_digest)[:36]  # MLflow's limit
-    spool.put({"dataset": "data/processed", "digest": digest, "source": json.dumps({"uri": "data/processed"})})
-
-
-def _open_writer(folder: str, purge_step: int | None = None) -> "SummaryWriter":
+@contextmanager
+def _write_events(run: Run, folder: str, purge_step: int | None = None) -> Iterator[None]:
+    """Write what is logged to event files, in a folder of the main checkout, too."""
     from torch.utils.tensorboard import SummaryWriter  # takes seconds to import
 
-    return SummaryWriter(main_root(ROOT) / folder, purge_step=purge_step)
+    run.record["tensorboard"] = folder
+    with SummaryWriter(main_root(ROOT) / folder, purge_step=purge_step) as run.writer:
+        yield
 
 
 def import_mlflow() -> None:

@@ -4,6 +4,7 @@ MLflow stores a metric of the same name, value, step and time once; tags and fil
 has one logged model, with one version in the registry.
 """
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ from vision.tracking import store
 from vision.tracking.registry import register
 
 LogCall = dict[str, Any]
-"""A call that logs something to a run, as JSON; `_send` has the kinds. Messages to the user name it a record."""
+"""A call that logs something to a run, as JSON; `_send` has the kinds."""
 
 
 def send(client: MlflowClient, run_id: str, call: LogCall, path: Path | None) -> None:
@@ -48,8 +49,8 @@ def _send(client: MlflowClient, run_id: str, call: LogCall, path: Path | None) -
             client.log_batch(run_id, params=[Param(*item) for item in params.items()])
         case {"tags": tags}:
             client.log_batch(run_id, tags=[RunTag(*item) for item in tags.items()])
-        case {"dataset": name, "digest": digest, "source": source}:
-            dataset = Dataset(name, digest, source_type="local", source=source)
+        case {"dataset": name, "digest": digest}:
+            dataset = Dataset(name, digest, source_type="local", source=json.dumps({"uri": name}))
             client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
         case {"artifact": folder}:
             client.log_artifact(run_id, str(path), folder)

@@ -18,7 +18,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock
-from mlflow import MlflowClient
 
 from vision.pipeline.paths import ROOT, main_root
 from vision.tracking import store
@@ -29,48 +28,35 @@ _PAUSE = 10.0
 
 
 class Spool:
-    """The log calls of one run. Threads may share it; a process holds its lock while it uses it."""
+    """The log calls of one run. Threads may share it; only one process publishes it at a time."""
 
     def __init__(self, uri: str, run_id: str) -> None:
         """For a run in the store `uri`."""
         self.uri, self.run_id = uri, run_id
         self.folder = main_root(ROOT) / "unlogged" / run_id
-        self._numbers = itertools.count(1)
+        waiting = self.files()
+        self._numbers = itertools.count(int(waiting[-1].stem) + 1 if waiting else 1)
         self._thread = ThreadPoolExecutor(1)
         self._next_attempt = 0.0
         self._error = ""
-        self._waited = False
-
-    @contextmanager
-    def lock(self, blocking: bool = True) -> Iterator[None]:
-        """Keep other processes from the run during the block; afterwards remove its folder if no call is left.
-
-        Raises:
-            filelock.Timeout: another process holds the lock, and `blocking` is False.
-        """
-        lock = FileLock(self.folder.with_suffix(".lock"), blocking=blocking)
-        with lock:
-            if files := self.files():
-                self._numbers = itertools.count(int(files[-1].stem) + 1)
-                self._waited = True
-            try:
-                yield
-            finally:
-                if not self.files():
-                    shutil.rmtree(self.folder, ignore_errors=True)
-                    Path(lock.lock_file).unlink(missing_ok=True)
+        self._waited = bool(waiting)
 
     @contextmanager
     def publishing(self) -> Iterator[None]:
-        """Publish in a thread during the block. At its end, make one more attempt and print what still waits."""
-        with self._thread:
-            self._thread.submit(self._publish_others)
+        """Publish in a thread during the block. At its end, make one more attempt and print what still waits.
+
+        If the store has not failed, publish what earlier commands could not, unless another process has the run open.
+        """
+        with _lock(self.folder), self._thread:
             try:
                 yield
             finally:
-                self._next_attempt = 0.0
-                self._thread.submit(self._attempt)
-        self._report()
+                self.flush()
+                if self.files():
+                    self._report()
+                for folder in [] if self._error else sorted(self.folder.parent.glob("*/")):
+                    with suppress(OSError), _lock(folder, blocking=False):
+                        Spool(self.uri, folder.name)._attempt()
 
     def put(self, call: LogCall, path: Path | None = None) -> None:
         """Write a call to disk, with a copy of the file or folder that it is about. The thread publishes it."""
@@ -89,12 +75,34 @@ class Spool:
             warn(f"{self.folder}: cannot be written ({error.strerror or error}); lost: {call}"[:500])
         self._thread.submit(self._attempt)
 
+    def flush(self) -> None:
+        """Wait until the thread has made another attempt to publish."""
+        self._next_attempt = 0.0
+        self._thread.submit(self._attempt).result()
+
     def files(self) -> list[Path]:
         """The files of the calls that wait, in order."""
         return sorted(self.folder.glob("*.json"))
 
-    def publish(self, client: MlflowClient) -> None:
+    def _attempt(self) -> None:
+        """Publish what waits, unless an attempt has just failed."""
+        if not self.files() or time.monotonic() < self._next_attempt:
+            return
+        try:
+            self._publish()
+            self._error = ""
+        except Exception as error:
+            is_first = not self._error
+            self._error = store.format_error(self.uri, error)
+            if getattr(error, "error_code", "") in ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST"):
+                self._error += f"; if the run was deleted, `mlflow runs restore --run-id {self.run_id}` restores it"
+            self._waited, self._next_attempt = True, time.monotonic() + _PAUSE
+            if is_first:
+                self._report()
+
+    def _publish(self) -> None:
         """Send what waits, in order; nothing if the run is in another store. Raises what MLflow raises."""
+        client = store.connect(self.uri)
         files = self.files()
         for file in files:
             path = None
@@ -112,41 +120,27 @@ class Spool:
             file.unlink(missing_ok=True)
             if path is not None:
                 shutil.rmtree(path.parent, ignore_errors=True)
-        if files and self._waited:
+        if self._waited:
             warn(f"logged {len(files)} record(s) of run {self.run_id} that waited in {self.folder}")
         self._waited = False
 
-    def _attempt(self) -> None:
-        """Publish what waits, unless an attempt has just failed."""
-        if not self.files() or time.monotonic() < self._next_attempt:
-            return
-        try:
-            self.publish(store.connect(self.uri))
-            self._error = ""
-        except Exception as error:
-            first = not self._error
-            self._error = store.format_error(self.uri, error)
-            if getattr(error, "error_code", "") in ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST"):
-                self._error += f"; if the run was deleted, `mlflow runs restore --run-id {self.run_id}` restores it"
-            self._waited, self._next_attempt = True, time.monotonic() + _PAUSE
-            if first:
-                self._report()
-
-    def _publish_others(self) -> None:
-        """Publish what earlier commands could not, unless another process has the run open."""
-        with suppress(Exception):
-            store.connect(self.uri)
-            for folder in sorted(self.folder.parent.glob("*/")):
-                other = Spool(self.uri, folder.name)
-                with suppress(OSError), other.lock(blocking=False):
-                    other._attempt()
-
     def _report(self) -> None:
-        if count := len(self.files()):
-            waiting = f"not logged yet: {count} record(s) of run {self.run_id}, in {self.folder}"
-            warn(f"{self._error}; {waiting}; `dvc repro -sf report` tries again")
+        waiting = f"not logged yet: {len(self.files())} record(s) of run {self.run_id}, in {self.folder}"
+        warn(f"{self._error}; {waiting}; `dvc repro -sf report` tries again")
 
 
 def warn(line: str) -> None:
     """Print a line about MLflow on stderr."""
     print(f"MLflow: {line}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _lock(folder: Path, blocking: bool = True) -> Iterator[None]:
+    """Keep other processes from publishing a run; afterwards remove its folder if nothing waits."""
+    with FileLock(folder.with_suffix(".lock"), blocking=blocking) as lock:
+        try:
+            yield
+        finally:
+            if not list(folder.glob("*.json")):
+                shutil.rmtree(folder, ignore_errors=True)
+                Path(lock.lock_file).unlink(missing_ok=True)

@@ -25,10 +25,8 @@ from vision.pipeline.paths import ROOT, main_root
 from vision.pipeline.stage import importing
 from vision.storage.atomic import atomic_write
 
-TIMEOUT = 5
-"""Seconds to wait for a server's first answer, or for a locked SQLite file."""
-OPENING_LOCK_TIMEOUT = 60
-"""Seconds to wait for a locked SQLite file when a run is opened."""
+TIMEOUT = 5  # seconds to wait for the first answer of a server, or for a locked SQLite file
+OPENING_LOCK_TIMEOUT = 60  # seconds to wait for a locked SQLite file when a run is opened
 _SQLITE = "sqlite:///"
 
 
@@ -52,12 +50,6 @@ def recorded_uri(uri: str) -> str:
 def public_uri(uri: str) -> str:
     """The URI without user name, password and options."""
     return re.sub(r"://[^/].*@", "://", uri).partition("?")[0]  # passwords may contain @, and with SQLAlchemy /
-
-
-def run_page(uri: str, experiment_id: str, run_id: str) -> str:
-    """The address of a run in MLflow's UI, which `mlflow ui` serves at port 5000."""
-    server = public_uri(uri).rstrip("/") if uri.startswith("http") else "http://127.0.0.1:5000"
-    return f"{server}/#/experiments/{experiment_id}/runs/{run_id}?workflowType=machine_learning"
 
 
 def sqlite_path(uri: str) -> Path | None:
@@ -111,11 +103,7 @@ def _create_sqlite(file: Path) -> None:
 
 
 def get_experiment_id(client: MlflowClient, name: str) -> str:
-    """The ID of the experiment, which is created if it is missing.
-
-    Raises:
-        UserError: the experiment was deleted.
-    """
+    """The ID of the experiment, which is created if it is missing. Raises a UserError if it was deleted."""
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
         try:
@@ -153,15 +141,16 @@ def opening(uri: str) -> Iterator[None]:
         raise
     except Exception as error:
         reason = format_error(uri, error)
-        advice = "start the server, correct MLFLOW_TRACKING_URI"
-        if sqlite_path(uri):
-            advice = f"if an older MLflow created it, run `mlflow db upgrade {uri}`; else move it away"
         if "locked" in reason:
             advice = "another process holds it; wait until it ends or end it"
-        elif re.search("disk|No space", reason):  # full or broken
+        elif re.search("disk|No space", reason):
             advice = "free some space"
-        message = f"MLflow cannot use {reason}; {advice}, or set tracking.enabled: false in params.yaml"
-        raise UserError(message) from None
+        elif sqlite_path(uri):
+            advice = f"if an older MLflow created it, run `mlflow db upgrade {uri}`; else move it away"
+        else:
+            advice = "start the server, correct MLFLOW_TRACKING_URI"
+        reason = f"MLflow cannot use {reason}; {advice}, or set tracking.enabled: false in params.yaml"
+        raise UserError(reason) from None
 
 
 def format_error(uri: str, error: Exception) -> str:

@@ -1,6 +1,7 @@
 """Runs whose store fails while they are open and recovers, with a real server and real SQLite files."""
 
 import json
+import math
 import os
 import re
 import shutil
@@ -150,7 +151,7 @@ def test_a_server_that_dies_in_the_middle_and_comes_back_when_all_is_over(
             run.log_epoch(epoch(number))
         log_the_end(run)
     gone, left = said(capfd)
-    assert re.match(f"MLflow: {server.address}: Connection (refused|aborted)", gone)
+    assert re.match(f"MLflow: {server.address}: .*Connection (refused|aborted)", gone)
     assert re.search(f"not logged yet: . record.s. of run {run_id}, in {kept}; ", gone)
     assert f"not logged yet: 8 record(s) of run {run_id}, in {kept}; " in left
     assert left.endswith("`dvc repro -sf report` tries again")
@@ -349,7 +350,7 @@ def test_attempts_that_fail_are_few(root: Path, run_id: str, monkeypatch: pytest
         send(*record)
 
     monkeypatch.setattr(spool, "send", counted)
-    with waiting.lock(), waiting.publishing():
+    with waiting.publishing():
         with broken(root):
             for number in range(1, 31):
                 put(waiting, number)
@@ -362,7 +363,7 @@ def test_attempts_that_fail_are_few(root: Path, run_id: str, monkeypatch: pytest
 def test_an_attempt_is_repeated_after_a_pause(root: Path, run_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spool, "_PAUSE", 0.1)
     waiting = Spool(store.tracking_uri(), run_id)
-    with waiting.lock(), waiting.publishing():
+    with waiting.publishing():
         with broken(root):
             put(waiting, 1)
             time.sleep(0.5)
@@ -373,7 +374,7 @@ def test_an_attempt_is_repeated_after_a_pause(root: Path, run_id: str, monkeypat
 
 def test_a_damaged_record_is_skipped(root: Path, run_id: str, capfd: pytest.CaptureFixture[str]) -> None:
     waiting = Spool(store.tracking_uri(), run_id)
-    with waiting.lock(), waiting.publishing():
+    with waiting.publishing():
         with broken(root):
             for number in (1, 2, 3):
                 put(waiting, number)
@@ -387,7 +388,7 @@ def test_a_folder_that_cannot_be_written_ends_nothing(
     root: Path, run_id: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     waiting = Spool(store.tracking_uri(), run_id)
-    with waiting.lock(), waiting.publishing():
+    with waiting.publishing():
         waiting.folder.write_text("a file in place of the folder")
         put(waiting, 1)
         waiting.folder.unlink()
@@ -402,24 +403,30 @@ import sys
 from pathlib import Path
 from vision.tracking import spool, store
 spool.ROOT = store.ROOT = Path(sys.argv[1])
-with spool.Spool(store.tracking_uri(), sys.argv[2]).lock():
+waiting = spool.Spool(store.tracking_uri(), sys.argv[2])
+waiting._attempt = lambda: None
+with waiting.publishing():
     print("locked", flush=True)
     sys.stdin.readline()
 """
 
 
 def test_two_processes_never_publish_the_same_run_at_once(root: Path, run_id: str) -> None:
-    killed, next_one = (Spool(store.tracking_uri(), run_id) for _ in range(2))
+    client, uri = store.connect(store.tracking_uri()), store.tracking_uri()
+    another_id = client.create_run(store.get_experiment_id(client, "pets")).info.run_id
+    killed, other_run, same_run = Spool(uri, run_id), Spool(uri, another_id), Spool(uri, run_id)
+    killed._next_attempt = math.inf
     put(killed, 1)
     pipe = subprocess.PIPE
     command = [sys.executable, "-c", HOLD, str(root), run_id]
     with subprocess.Popen(command, cwd=ROOT / "stages", stdin=pipe, stdout=pipe) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == b"locked\n"
-        with pytest.raises(Timeout), next_one.lock(blocking=False):
+        with other_run.publishing():
             pass
+        assert logged(run_id) == []
         other.kill()
-    with next_one.lock(), next_one.publishing():
+    with same_run.publishing():
         pass
     assert logged(run_id) == [1]
     assert list((root / "unlogged").iterdir()) == []
