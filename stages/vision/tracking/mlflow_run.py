@@ -119,7 +119,7 @@ def _open_run(
                     raise UserError(f"{spool.folder}: cannot be logged; set tracking.enabled: false in params.yaml")
                 client.update_run(spool.run_id, status="RUNNING", name=name)
                 run.logged_epochs = {one.step for one in client.get_metric_history(spool.run_id, "train/loss")}
-        server = store.public_uri(uri).rstrip("/") if uri.startswith("http") else "http://127.0.0.1:5000"  # `mlflow ui`
+        server = store.public_uri(uri).rstrip("/") if uri.startswith("http") else "http://127.0.0.1:5000"
         run.record["mlflow"] = {
             "run_id": spool.run_id,
             "experiment_id": experiment_id,

@@ -25,7 +25,7 @@ def register(client: MlflowClient, experiment: str, model_id: str, tags: Mapping
     source = f"models:/{model_id}"
     with suppress(MlflowException):  # it exists, or what follows fails as well
         client.create_registered_model(name)
-    version = next((found for found in client.search_model_versions(f"name = '{name}'") if found.source == source), None)
+    version = next((one for one in client.search_model_versions(f"name = '{name}'") if one.source == source), None)
     if version is None:
         version = client.create_model_version(name, source, tags=dict(tags), model_id=model_id)
     for key, value in tags.items():

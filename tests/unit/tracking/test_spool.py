@@ -19,7 +19,6 @@ import mlflow
 import numpy as np
 import pytest
 import torch
-from filelock import Timeout
 from matplotlib.figure import Figure
 from mlflow import MlflowClient
 from mlflow.entities import Run as StoredRun
@@ -374,12 +373,11 @@ def test_an_attempt_is_repeated_after_a_pause(root: Path, run_id: str, monkeypat
 
 def test_a_damaged_record_is_skipped(root: Path, run_id: str, capfd: pytest.CaptureFixture[str]) -> None:
     waiting = Spool(store.tracking_uri(), run_id)
-    with waiting.publishing():
-        with broken(root):
-            for number in (1, 2, 3):
-                put(waiting, number)
-            damaged = waiting.folder / "00000002.json"
-            damaged.write_text('{"tracking')  # as after a power cut
+    with waiting.publishing(), broken(root):
+        for number in (1, 2, 3):
+            put(waiting, number)
+        damaged = waiting.folder / "00000002.json"
+        damaged.write_text('{"tracking')  # as after a power cut
     assert logged(run_id) == [1, 3]
     assert f"MLflow: {damaged}: a record is damaged; skipped" in said(capfd)
 
