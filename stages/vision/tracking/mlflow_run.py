@@ -153,7 +153,7 @@ def _open_run(
 
 
 def _find_run(record: dict[str, str]) -> Run:
-    """The recorded run, also if the store cannot be used; if the run is gone, one without MLflow, and a line on stderr."""
+    """The recorded run, also if the store cannot be used. If it is gone, print a line and return one without MLflow."""
     import_mlflow()
     from vision.tracking import store
     from vision.tracking.spool import Spool, warn
