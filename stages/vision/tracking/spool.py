@@ -61,6 +61,7 @@ class Spool:
     def put(self, call: LogCall, path: Path | None = None) -> None:
         """Write a call to disk, with a copy of the file or folder that it is about. The thread publishes it."""
         name = f"{next(self._numbers):08d}"
+        partial = self.folder / f"{name}.partial"
         call = {"tracking_uri": store.recorded_uri(self.uri), "time": int(time.time() * 1000), **call}
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -68,10 +69,11 @@ class Spool:
                 copy = Path(tempfile.mkdtemp(dir=self.folder), path.name)
                 (shutil.copytree if path.is_dir() else shutil.copyfile)(path, copy)
                 call["path"] = str(copy.relative_to(self.folder))
-            partial = self.folder / f"{name}.partial"
             partial.write_text(json.dumps(call), encoding="utf-8")
             partial.rename(self.folder / f"{name}.json")
         except OSError as error:
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
             warn(f"{self.folder}: cannot be written ({error.strerror or error}); lost: {call}"[:500])
         self._thread.submit(self._attempt)
 
