@@ -3,8 +3,8 @@
     python docs/make_pictures.py                # from this checkout
     python docs/make_pictures.py /path/to/it    # from another one
 
-Writes docs/images/report.png (the report page) and docs/images/mlflow.png (the table of runs in MLflow). Needs Chromium
-and the development dependencies.
+Writes docs/images/report.png (the report page), docs/images/mlflow.png (the table of runs in MLflow) and
+docs/images/serve.png (the page of tools/serve.py). Needs Chromium and the development dependencies.
 """
 
 import argparse
@@ -21,6 +21,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 from playwright.sync_api import Browser, sync_playwright
 
@@ -29,7 +30,7 @@ MAX_BYTES = 200_000
 WIDTH = 1180
 """Of the report's window, in pixels."""
 WAIT_SECONDS = 60
-"""How long to wait for MLflow's server."""
+"""How long to wait for a server."""
 
 COLUMNS = [
     "attributes.`Models`",
@@ -61,12 +62,13 @@ TABLE = {
 
 
 def main() -> None:
-    """Make both pictures."""
+    """Make the pictures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkout", nargs="?", type=Path, default=IMAGES.parents[1], help="where the pipeline has run")
     checkout = parser.parse_args().checkout.resolve()
-    report, database, record = (checkout / name for name in ("report/index.html", "mlflow.db", "metrics/run.json"))
-    for path in (report, database, record):
+    needed = ("report/index.html", "mlflow.db", "metrics/run.json", "data/processed/test_images.npy")
+    report, database, record, images = (checkout / name for name in needed)
+    for path in (report, database, record, images):
         if not path.is_file():
             sys.exit(f"make_pictures: {path}: not found; run `dvc repro` there first")
     experiment_id = json.loads(record.read_text())["mlflow"]["experiment_id"]
@@ -78,6 +80,8 @@ def main() -> None:
         save_png(capture_report(browser, report), IMAGES / "report.png")
         with mlflow_server(database) as address:
             save_png(capture_runs(browser, address, experiment_id), IMAGES / "mlflow.png")
+        with model_server(checkout) as address:
+            save_png(capture_prediction(browser, address, images), IMAGES / "serve.png")
         browser.close()
 
 
@@ -111,16 +115,40 @@ def capture_runs(browser: Browser, address: str, experiment_id: str) -> bytes:
     return page.screenshot()
 
 
+def capture_prediction(browser: Browser, address: str, images: Path) -> bytes:
+    """A PNG of the page of tools/serve.py after it has classified four test images."""
+    page = browser.new_page(viewport={"width": 900, "height": 700})
+    page.goto(address)
+    for count, number in enumerate((2, 4, 3, 0), 1):  # the last one is shown large
+        file = io.BytesIO()
+        Image.fromarray(np.load(images, mmap_mode="r")[number]).save(file, "PNG")
+        page.set_input_files("#file", {"name": f"{number}.png", "mimeType": "image/png", "buffer": file.getvalue()})
+        page.wait_for_function("count => recent.length == count", arg=count)  # a variable of the page
+    page.wait_for_timeout(2000)  # the heat map comes after the classes
+    return page.screenshot(full_page=True)
+
+
+def mlflow_server(database: Path) -> contextlib.AbstractContextManager[str]:
+    """Run MLflow's server for the block and yield its address."""
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{database}"]
+    return run_server(command, database.parent)
+
+
+def model_server(checkout: Path) -> contextlib.AbstractContextManager[str]:
+    """Serve the checkout's model for the block and yield the server's address."""
+    return run_server([sys.executable, str(IMAGES.parents[1] / "tools/serve.py"), "--model", "models"], checkout)
+
+
 @contextlib.contextmanager
-def mlflow_server(database: Path) -> Iterator[str]:
-    """Run MLflow's server on a free port for the block and yield its address."""
+def run_server(command: list[str], folder: Path) -> Iterator[str]:
+    """Run a server on a free port for the block and yield its address."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     address = f"http://127.0.0.1:{port}"
     process = subprocess.Popen(
-        [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--backend-store-uri", f"sqlite:///{database}"],
-        cwd=database.parent,
+        [*command, "--port", str(port)],
+        cwd=folder,
         env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -143,7 +171,7 @@ def wait_until_healthy(address: str) -> None:
             if connection.getresponse().status == 200:
                 return
         time.sleep(0.5)
-    sys.exit(f"make_pictures: MLflow's server did not answer within {WAIT_SECONDS} s")
+    sys.exit(f"make_pictures: the server did not answer within {WAIT_SECONDS} s")
 
 
 def save_png(content: bytes, path: Path) -> None:

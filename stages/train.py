@@ -31,6 +31,7 @@ from vision.pipeline.metrics_schemas import HistoryRow, RunRecord, SpeedMetrics,
 from vision.pipeline.params import Params, Train, load_params
 from vision.pipeline.paths import ROOT, main_root
 from vision.pipeline.training_progress import TrainingProgress
+from vision.prediction.mlflow_format import save_mlflow_model
 from vision.search.cpu_shares import share_cores
 from vision.search.trial import Trial, current_trial
 from vision.storage import arrays, tables
@@ -263,10 +264,10 @@ def write_metrics(results: Results, record: Mapping[str, Any]) -> None:
 
 
 def log_results(run: Run, results: Results, model: Classifier, images: torch.Tensor, classes: list[str]) -> None:
-    """Add the results and the model to the MLflow run. The logged model returns probabilities."""
+    """Add the results and the model to the MLflow run. The logged model classifies image files."""
     run.set_tags({**results.environment, "parameters": results.metrics.parameters, "ended": results.ended})
-    probabilities = torch.nn.Sequential(model.cpu(), torch.nn.Softmax(1)).eval()
-    run.log_model(probabilities, images.cpu().numpy(), classes)
+    network = torch.nn.Sequential(model.cpu(), torch.nn.Softmax(1)).eval()
+    run.log_model(lambda path: save_mlflow_model(path, network, images.cpu().numpy(), classes))
     run.register_model(results.metrics.val_accuracy)
     run.log_metrics(run_metrics(results))  # after the model, so that it gets them, too
     run.log_metrics({"train_peak_memory_mib": peak_memory()})
@@ -290,9 +291,13 @@ def run_metrics(results: Results) -> dict[str, float]:
 def format_results(results: Results) -> str:
     """Format the most important results as one line."""
     metrics, speed = results.metrics, results.speed
-    validation = "" if metrics.val_accuracy is None else f", validation accuracy {metrics.val_accuracy:.2%}"
+    if metrics.val_accuracy is None:
+        weights = "1 epoch" if metrics.epochs == 1 else f"{metrics.epochs} epochs"
+    else:
+        weights = f"weights of epoch {metrics.best_epoch} of {metrics.epochs}, "
+        weights += f"validation accuracy {metrics.val_accuracy:.2%}"
     return (
-        f"best epoch {metrics.best_epoch} of {metrics.epochs}{validation}; {speed.seconds:.0f} s, "
+        f"{weights}; {speed.seconds:.0f} s, "
         f"{speed.images_per_s:,.0f} images/s, {speed.share_of_peak:.0%} of this device's measured peak"
     )
 

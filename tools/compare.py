@@ -1,8 +1,11 @@
 """Compare the DVC experiments of the current commit.
 
 Experiments that differ only in the seed and the fold form one row, with the
-mean and the sample standard deviation (n - 1) of each metric. With --each there
-is one row per experiment, sorted by the first metric, highest first.
+mean and the sample standard deviation (n - 1) of each metric.
+
+With --each there is one row per experiment, sorted by the first metric, highest
+first. Two rows are added: the commit that the experiments started from, and
+`workspace`, the results in your checkout, if no other row has them.
 
 examples:
     python tools/compare.py
@@ -20,11 +23,12 @@ import argparse
 import math
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import dvc.api
 from dvc.exceptions import DvcException
+from ruamel.yaml import YAML, YAMLError
 
 from vision.pipeline.errors import UserError
 from vision.pipeline.formatting import format_value
@@ -36,8 +40,11 @@ METRICS = ["val_accuracy", "accuracy"]
 REPEATED = {"seed", "preprocess.fold"}
 """Parameters in which the experiments of one row differ."""
 UNFINISHED = {"Failed", "Queued", "Running"}
+ALL_PARAMETERS = frozenset(parameter_names())
 PARAMETERS = [name for name in parameter_names() if not name.startswith("search.")]
 """Parameters that an experiment's result depends on."""
+MAX_CHANGES = 4
+"""How many changed parameters a row lists without --all-parameters."""
 
 Row = dict[str, Any]
 """An experiment as `dvc.api.exp_show` describes it: name, state, parameters and metrics, by column."""
@@ -51,37 +58,91 @@ def main() -> None:
         "--metric", action="append", metavar="NAME", help=f"metric to compare, repeatable (default: {defaults})"
     )
     parser.add_argument("--each", action="store_true", help="print one row per experiment")
+    parser.add_argument(
+        "--all-parameters", action="store_true", help=f"list all changed parameters, not only the first {MAX_CHANGES}"
+    )
     options = parser.parse_args()
     metrics = options.metric or METRICS
+    max_changes = None if options.all_parameters else MAX_CHANGES
 
     # The first row is the workspace, the second the commit that the experiments started from.
     try:
         workspace, baseline, *experiments = dvc.api.exp_show(repo=str(ROOT))
     except DvcException as error:
         raise UserError(str(error)) from None
-    finished, excluded = select_finished(experiments or [workspace])
-    columns = [find_column(metric, finished) for metric in metrics]
+    recipes = read_recipes(ROOT / "recipes")
+    if options.each:
+        rows, excluded = select_finished(experiments)
+        rows.append(baseline)
+        if has_new_result(workspace, rows):
+            rows.append(workspace)
+    else:
+        rows, excluded = select_finished(experiments or [workspace], repeats=False)
+    columns = [find_column(metric, rows) for metric in metrics]
     # The changed parameters can be long, so they are the last column.
     if options.each:
         table = [["experiment", *metrics, "changed"]]
-        finished.sort(key=lambda row: max(metric_values([row], columns[0]), default=-math.inf), reverse=True)
-        for row in finished:
-            cells = [format_metric([row], column) for column in columns]
-            table.append([row["Experiment"] or row["rev"], *cells, format_changes(row, baseline) or "nothing"])
+        for row in sorted(rows, key=lambda row: sort_key(row, columns[0])):
+            changes = format_changes(find_changes(row, baseline, recipes), max_changes)
+            table.append([row_name(row), *(format_metric([row], column) for column in columns), changes or "nothing"])
     else:
         table = [["n", *metrics, "experiments"]]
-        for changes, rows in sorted(group_repeats(finished, baseline).items()):
-            table.append([str(len(rows)), *(format_metric(rows, column) for column in columns), changes or "default"])
+        for changed, group in sorted(group_repeats(rows, baseline, recipes).items()):
+            changes = format_changes(changed, max_changes)
+            table.append([str(len(group)), *(format_metric(group, column) for column in columns), changes or "default"])
     print(format_table(table))
     if excluded:
         print("not counted: " + ", ".join(f"{count} {reason}" for reason, count in excluded.items()))
 
 
-def select_finished(experiments: Sequence[Row]) -> tuple[list[Row], Counter[str]]:
-    """The finished experiments, each set of parameters once, and how many were excluded for which reason.
+def read_recipes(folder: Path) -> dict[str, dict[str, Any]]:
+    """The parameters that each recipe sets, with values as in a `Row`, by the path of the recipe.
+
+    Raises:
+        UserError: a recipe has a value that is not YAML.
+    """
+    recipes = {}
+    for path in sorted(folder.iterdir()):
+        name = f"{folder.name}/{path.name}"
+        options = [word.partition("=") for word in path.read_text().split() if "=" in word]
+        try:
+            values = YAML(typ="safe", pure=True).load("\n".join(f"{key}: {value}" for key, _, value in options))
+        except YAMLError as error:
+            raise UserError(f"{name}: not a list of `-S parameter=value`: {error}") from None
+        recipes[name] = {key: to_row_value(value) for key, value in (values or {}).items()}
+    return recipes
+
+
+def to_row_value(value: object) -> float | str:
+    """Convert a value of params.yaml as DVC does for its table: numbers to float, everything else to text."""
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else str(value)
+
+
+def has_new_result(workspace: Row, rows: Sequence[Row]) -> bool:
+    """Whether the workspace has metrics that no other row has. Any two trainings differ, at least in their times."""
+
+    def metrics(row: Row) -> Row:
+        return {name: value for name, value in row.items() if isinstance(value, float) and name not in ALL_PARAMETERS}
+
+    return bool(metrics(workspace)) and metrics(workspace) not in map(metrics, rows)
+
+
+def row_name(row: Row) -> str:
+    """The experiment's name, `workspace`, or the branch or short hash of a commit."""
+    return row.get("Experiment") or row["rev"]
+
+
+def sort_key(row: Row, column: str) -> tuple[float, str]:
+    """Sorts by a metric, highest first, then by name; rows without the metric are last."""
+    return -max(metric_values([row], column), default=-math.inf), row_name(row)
+
+
+def select_finished(experiments: Sequence[Row], repeats: bool = True) -> tuple[list[Row], Counter[str]]:
+    """The finished experiments, and how many were excluded for which reason.
 
     Args:
-        experiments: newest first; of those with the same parameters the newest is selected.
+        experiments: newest first.
+        repeats: whether to select all experiments with the same parameters, not only the newest.
     """
     finished, excluded = [], Counter[str]()
     seen = set()
@@ -89,7 +150,7 @@ def select_finished(experiments: Sequence[Row]) -> tuple[list[Row], Counter[str]
         values = tuple(row.get(name) for name in PARAMETERS)
         if row["State"] in UNFINISHED:
             excluded[row["State"].lower()] += 1
-        elif values in seen:
+        elif values in seen and not repeats:
             excluded["repeated with the same parameters"] += 1
         else:
             seen.add(values)
@@ -111,25 +172,43 @@ def find_column(metric: str, rows: Sequence[Row]) -> str:
     return found[0] if found else metric
 
 
-def group_repeats(rows: Sequence[Row], baseline: Row) -> dict[str, list[Row]]:
+def group_repeats(rows: Sequence[Row], baseline: Row, recipes: Mapping[str, Row]) -> dict[tuple[str, ...], list[Row]]:
     """The experiments by the parameters that they changed, apart from REPEATED."""
     groups = defaultdict(list)
     for row in rows:
-        groups[format_changes(row, baseline, exclude=REPEATED)].append(row)
+        groups[tuple(find_changes(row, baseline, recipes, exclude=REPEATED))].append(row)
     return groups
 
 
-def format_changes(row: Row, baseline: Row, exclude: Collection[str] = ()) -> str:
-    """The parameters in which an experiment differs from the baseline, as arguments of `dvc exp run -S`."""
-    changed = [name for name in PARAMETERS if name not in exclude and row.get(name) != baseline.get(name)]
-    return " ".join(f"{name}={format_parameter(row.get(name))}" for name in changed)
+def find_changes(row: Row, baseline: Row, recipes: Mapping[str, Row], exclude: Collection[str] = ()) -> list[str]:
+    """How the parameters of an experiment differ from those of the baseline, as short as possible.
+
+    Returns:
+        `name=value` of each changed parameter; or the path of a recipe, and the parameters changed after it.
+    """
+    names = [name for name in PARAMETERS if name not in exclude]
+    starts = [([], baseline), *(([path], baseline | values) for path, values in recipes.items())]
+    return min(
+        (
+            words + [f"{name}={format_parameter(row.get(name))}" for name in names if row.get(name) != start.get(name)]
+            for words, start in starts
+        ),
+        key=len,
+    )
+
+
+def format_changes(changes: Sequence[str], maximum: int | None) -> str:
+    """Format the first `maximum` changes as one line; None means all."""
+    more = 0 if maximum is None else len(changes) - maximum
+    return " ".join(changes) if more <= 0 else f"{' '.join(changes[:maximum])} … and {more} more"
 
 
 def format_parameter(value: object) -> str:
-    """Format a parameter as in params.yaml; DVC reports each number as a float and null as the text `None`."""
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return format_value(None if value == "None" else value, digits=10)
+    """Format a parameter for `dvc exp run -S`; DVC's table has numbers as float, everything else as text."""
+    if isinstance(value, float):
+        return format_value(int(value) if value.is_integer() else value, digits=10)
+    text = {"None": "null", "True": "true", "False": "false"}.get(str(value), str(value))
+    return text.replace(", ", ",") if text.startswith("[") else text
 
 
 def metric_values(rows: Sequence[Row], column: str) -> list[float]:

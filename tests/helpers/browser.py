@@ -1,4 +1,4 @@
-"""Open a report in a headless Chromium."""
+"""Open pages in a headless Chromium."""
 
 import shutil
 from collections.abc import Iterator
@@ -25,9 +25,14 @@ def chromium() -> Iterator[Browser]:
 
 
 def open_report(browser: Browser, root: Path, **settings: Any) -> tuple[Page, list[str]]:
-    """Open a report in a new window; returns the page, and its errors, dialogs and requests to other addresses."""
+    """Open the report of a checkout as `open_page` does."""
+    return open_page(browser, root / "report" / "index.html", **settings)
+
+
+def open_page(browser: Browser, file: Path, **settings: Any) -> tuple[Page, list[str]]:
+    """Open a page in a new window; returns the page, and its errors, dialogs and requests to other addresses."""
     problems: list[str] = []
-    address = (root / "report" / "index.html").as_uri()
+    address = file.as_uri()
 
     def dismiss(dialog: Dialog) -> None:
         problems.append(f"dialog: {dialog.message}")

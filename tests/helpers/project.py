@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 import official_formats
+from environment import clean_environment
 from merging import deep_merge
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -30,8 +31,7 @@ class Project:
     variables: Mapping[str, str] = field(default_factory=dict)
 
     def environment(self) -> dict[str, str]:
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("DVC_", "MLFLOW_"))}
-        return inherited | {
+        return clean_environment() | {
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "XDG_CACHE_HOME": str(self.home),
             "DVC_GLOBAL_CONFIG_DIR": str(self.home),

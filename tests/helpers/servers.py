@@ -13,6 +13,8 @@ from urllib.request import urlopen
 
 import psutil
 
+from environment import clean_environment
+
 
 def free_port() -> int:
     with socket.socket() as probe:
@@ -53,8 +55,7 @@ class MlflowServer:
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
-        environment = inherited | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # it would start nine more processes
+        environment = clean_environment(MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false")  # jobs are nine more processes
         log = self.folder / "server.log"
         with log.open("w") as output:
             self.process = subprocess.Popen(

@@ -24,6 +24,7 @@ from typing import Any, Self
 
 import yaml
 
+from environment import clean_environment
 from merging import deep_merge
 from official_formats import OfficialSet, checksums, write_binary_archive
 from vision.pipeline.paths import ROOT
@@ -93,12 +94,11 @@ class Stages:
         """The fork server that has imported the stage, started on first use."""
         modules = next(group for group in _GROUPS if stage in group)
         if modules not in self._servers:
-            inherited = {name: value for name, value in os.environ.items() if not name.startswith(("DVC_", "MLFLOW_"))}
             quiet = {"TQDM_DISABLE": "1", "PYTHONDONTWRITEBYTECODE": "1", "XDG_CACHE_HOME": str(self.scratch)}
             server = self._servers[modules] = subprocess.Popen(
                 [sys.executable, "-c", _FORK_SERVER, str(self.scratch), *modules],
                 cwd=self.checkout,
-                env=inherited | quiet,
+                env=clean_environment(**quiet),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 bufsize=0,

@@ -206,6 +206,17 @@ def test_step_prints_both_tables() -> None:
 
 
 @pytest.mark.slow
+def test_inference_prints_a_row_per_batch_and_form() -> None:
+    arguments = ["--rounds", "1", "--batches", "1", "3", "--widths", "8", "8", "--size", "8"]
+    process = run("benchmarks/inference.py", *arguments)
+    assert process.returncode == 0, process.stderr
+    found = re.findall(r"^\| (\d) \| ([\w, ]+) \| [\d.]+ \| [\d,]+ \| ([\d.]+) \|", process.stdout, re.M)
+    forms = ["PyTorch, fp32", "PyTorch, bf16", "pt2, fp32", "ONNX Runtime, fp32", "ONNX Runtime, int8"]
+    assert [(count, form) for count, form, _ in found] == [(count, form) for count in "13" for form in forms]
+    assert [ratio for _, form, ratio in found if form == "PyTorch, fp32"] == ["1.00", "1.00"]
+
+
+@pytest.mark.slow
 def test_convolution_prints_a_row_per_layer_and_network() -> None:
     _, _, *found = rows(run("benchmarks/convolution.py", "--rounds", "1", "--images", "32")).items()
     assert [name for name, _ in found[:2]] == ["128 channels, 2x2", "128 channels, 3x3"]

@@ -64,31 +64,67 @@ def test_any_metric_can_be_compared(project: Project) -> None:
     assert line == "compare: --metric val_los: no experiment has this metric; `dvc metrics show` lists all metrics"
 
 
+def rows_of(project: Project, *arguments: str) -> dict[str, list[str]]:
+    """The rows of `--each` in their order: the metrics and the changed parameters by name."""
+    _, *lines = compare(project, "--each", *arguments)
+    cells = [re.split(r"\s{2,}", line) for line in lines if not line.startswith("not counted: ")]
+    return {name: row for name, *row in cells}
+
+
 def test_each_experiment_has_a_row_the_best_one_first(project: Project) -> None:
-    head, *lines, last = compare(project, "--each", "--metric", "accuracy")
+    head, *_, last = compare(project, "--each", "--metric", "accuracy")
     assert re.split(r"\s{2,}", head) == ["experiment", "accuracy", "changed"]
-    cells = [re.split(r"\s{2,}", line) for line in lines]
-    assert {name for name, *_ in cells} == set(project.run("dvc", "exp", "list", "--name-only").split())
-    scores = sorted(recorded(project, "metrics/test.json", "accuracy"), reverse=True)
-    assert [score for _, score, _ in cells] == [f"{score:.4f}" for score in scores]
-    assert {words for *_, words in cells} == {"preprocess.folds=2", "preprocess.folds=2 preprocess.fold=1"}
     assert last == "not counted: 1 queued, 1 failed"
+    rows = rows_of(project, "--metric", "accuracy")
+    committed = project.json("metrics/test.json")["accuracy"]
+    assert rows["main"] == [f"{committed:.4f}", "nothing"]
+    scores = sorted([*recorded(project, "metrics/test.json", "accuracy"), committed], reverse=True)
+    assert [score for score, _ in rows.values()] == [f"{score:.4f}" for score in scores]
+    del rows["main"]
+    assert set(rows) == set(project.run("dvc", "exp", "list", "--name-only").split())
+    assert {words for _, words in rows.values()} == {"preprocess.folds=2", "preprocess.folds=2 preprocess.fold=1"}
 
 
 def test_a_repeated_experiment_counts_once(project: Project) -> None:
     before = compare(project)[1]
     project.run("dvc", "exp", "run", "--temp", "-n", "again", "-S", "preprocess.folds=2", "-S", "preprocess.fold=1")
     assert compare(project)[1:] == [before, "not counted: 1 repeated with the same parameters, 1 queued, 1 failed"]
+    assert rows_of(project)["again"][-1] == "preprocess.folds=2 preprocess.fold=1"
 
 
-def test_an_experiment_without_the_metric_comes_last(project: Project) -> None:
-    project.run("dvc", "exp", "run", "--temp", "-n", "unvalidated", "-S", "preprocess.val_fraction=0")
-    _, *lines, _ = compare(project, "--each")
-    cells = [re.split(r"\s{2,}", line) for line in lines]
-    validated = [row[1] for row in cells[:-1]]
-    assert validated == sorted(validated, reverse=True)
-    assert cells[-1][:2] == ["unvalidated", "-"]
-    assert float(cells[-1][2]) > 0
+def test_experiments_without_the_metric_come_last(project: Project) -> None:
+    for name, seed in (("unvalidated-b", 0), ("unvalidated-a", 1)):
+        changes = ["-S", "preprocess.val_fraction=0", "-S", f"seed={seed}"]
+        project.run("dvc", "exp", "run", "--temp", "-n", name, *changes)
+    rows = rows_of(project)
+    *validated, (first, one), (second, other) = rows.items()
+    assert (first, second) == ("unvalidated-a", "unvalidated-b")
+    assert one[0] == other[0] == "-"
+    assert float(one[1]) > 0
+    assert one[2] == "seed=1 preprocess.val_fraction=0"
+    scores = [row[0] for _, row in validated]
+    assert scores == sorted(scores, reverse=True)
+
+
+def test_a_recipe_is_named_and_many_changes_are_shortened(project: Project) -> None:
+    recipe = (project.root / "recipes/two_conv").read_text().split()
+    changes = ["seed=1", "model.plain_cnn.widths=[8,8]", "train.epochs=1", "train.batch_size=50"]
+    options = [word for change in changes for word in ("-S", change)]
+    project.run("dvc", "exp", "run", "--temp", "-n", "recipe", *recipe, *options)
+    described = ["recipes/two_conv", *changes]
+    assert rows_of(project)["recipe"][-1] == " ".join(described[:4]) + " … and 1 more"
+    assert rows_of(project, "--all-parameters")["recipe"][-1] == " ".join(described)
+
+
+def test_the_result_of_the_workspace_is_a_row(project: Project) -> None:
+    assert "workspace" not in rows_of(project)
+    project.set(train={"lr": 0.05})
+    assert "workspace" not in rows_of(project), "the metrics are still those of the commit"
+    project.run("dvc", "repro")
+    score = project.json("metrics/train.json")["val_accuracy"]
+    assert rows_of(project)["workspace"][0] == f"{score:.4f}"
+    assert rows_of(project)["workspace"][-1] == "train.lr=0.05"
+    assert all("train.lr" not in line for line in compare(project))
 
 
 def test_without_experiments_the_workspace_is_shown(tmp_path: Path) -> None:

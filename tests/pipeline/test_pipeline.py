@@ -3,6 +3,7 @@
 The tests share one clone and go on from each other's results, in the order of this file.
 """
 
+import csv
 import json
 import os
 import shutil
@@ -103,23 +104,28 @@ def test_the_mlflow_run_holds_what_the_stages_found(project: Project) -> None:
 def test_the_logged_model_predicts_the_same_without_this_repository(project: Project) -> None:
     (run,) = runs(project)
     script = """
-import sys, numpy as np, mlflow
+import io, sys, numpy as np, mlflow, pandas as pd
+from PIL import Image
 mlflow.set_tracking_uri(sys.argv[1])
 model = mlflow.pyfunc.load_model(sys.argv[2])
-print(";".join(",".join(map(str, row)) for row in model.predict(np.load(sys.argv[3])[:7]).tolist()))
+files = [io.BytesIO() for number in range(7)]
+for file, pixels in zip(files, np.load(sys.argv[3])):
+    Image.fromarray(pixels).save(file, "PNG")
+table = model.predict(pd.DataFrame({"image": [file.getvalue() for file in files]}))
+print(table.drop(columns="error").to_csv(index=False))
 """
     assert run.outputs is not None
     (output,) = run.outputs.model_outputs
     images = project.root / "data/processed/test_images.npy"
     uri = f"sqlite:///{project.root / 'mlflow.db'}"
     printed = project.run("python", "-I", "-c", script, uri, f"models:/{output.model_id}", str(images))
-    probabilities = np.array(
-        [[float(value) for value in row.split(",")] for row in printed.splitlines()[-1].split(";")]
-    )
-    assert probabilities.shape == (7, 10)
-    assert probabilities.sum(1) == pytest.approx(1, abs=1e-5)
-    actual = np.load(project.root / "data/processed/test_labels.npy")[:7]
-    assert (probabilities.argmax(1) == actual).mean() > 0.7
+    rows = list(csv.DictReader(printed[printed.index("class,probability") :].splitlines()))
+    classes = project.json("models/model.json")["classes"]
+    assert [list(row) for row in rows] == [["class", "probability", *(f"p_{name}" for name in classes)]] * 7
+    assert all(float(row["probability"]) == float(row[f"p_{row['class']}"]) for row in rows)
+    assert [sum(float(row[f"p_{name}"]) for name in classes) for row in rows] == pytest.approx([1] * 7, abs=1e-5)
+    actual = [classes[label] for label in np.load(project.root / "data/processed/test_labels.npy")[:7]]
+    assert sum(row["class"] == name for row, name in zip(rows, actual, strict=True)) >= 5
 
 
 def test_a_second_repro_does_nothing(project: Project) -> None:
@@ -408,6 +414,7 @@ def test_without_tracking_and_validation_everything_runs(fresh: Project) -> None
     started = time.time()
     output = fresh.run("dvc", "repro")
     assert running(output) == ["train", "evaluate", "report"]
+    assert "\ntrain: 3 epochs; " in output
     assert fresh.json("metrics/dataset.json")["train"] == 500
     assert fresh.json("metrics/dataset.json")["val"] == 0
     assert fresh.json("metrics/run.json")["mlflow"] is None

@@ -153,7 +153,7 @@ def assert_same_weights(client: MlflowClient, run: Run, file: Path) -> None:
     assert run.outputs is not None
     (output,) = run.outputs.model_outputs
     folder = Path(client.get_logged_model(output.model_id).artifact_location.removeprefix("file://"))
-    logged = torch.export.load(folder / "data/model.pt2").state_dict
+    logged = torch.export.load(folder / "artifacts/network/data/model.pt2").state_dict
     here = torch.load(file, weights_only=True)
     assert len(here) > 0
     assert {name.partition(".")[2] for name in logged} == here.keys()

@@ -250,6 +250,7 @@ def test_headline_figures_are_those_of_the_files(project: Path, page: str) -> No
     assert f"Calibration error {test['calibration_error']:.2%}" in text
     assert f"Training time {speed['seconds']} s on AMD EPYC" in text
     assert f"Training speed {speed['images_per_s']:,.0f} images per second, 73.12% of this device" in text
+    assert "timed before the training. The training reached 73.12% of it, counted in" in text
     assert f"Parameters {train['parameters']:,}" in text
     assert "was trained on 300 images of 10 classes for 10 epochs, in 110.2 s on AMD EPYC (cpu, bf16)." in text
 
@@ -368,7 +369,7 @@ def test_one_epoch_two_classes_no_validation_no_mistakes_no_tracking(tmp_path: P
     )
     text = text_of(rendered(root))
     assert "for 1 epoch, in" in text
-    assert "There is no validation split." in text
+    assert "There is no validation split. The model has the weights of the last epoch." in text
     assert "30 training, 0 validation and 30 test images." in text
     assert text.count("No test image is misclassified.") == 2
     assert "tracking was disabled" in text
@@ -464,6 +465,7 @@ def browser() -> Iterator[Browser]:
 
 
 PHONE = {"width": 390, "height": 844}
+DESKTOP = {"width": 1280, "height": 800}
 
 
 @pytest.fixture(scope="module")
@@ -477,7 +479,7 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("name", ["project", "wide", pytest.param("hundred", marks=pytest.mark.slow)])
 def test_browser_draws_all_and_asks_for_nothing(browser: Browser, name: str, request: pytest.FixtureRequest) -> None:
     root = request.getfixturevalue(name)
-    for size in (PHONE, {"width": 1280, "height": 800}):
+    for size in (PHONE, DESKTOP):
         window, messages = open_report(browser, root, viewport=size)
         widths = window.eval_on_selector_all("img", "all => all.map(image => image.naturalWidth)")
         assert len(widths) > 40
@@ -486,6 +488,21 @@ def test_browser_draws_all_and_asks_for_nothing(browser: Browser, name: str, req
         window.eval_on_selector_all("details", "all => all.forEach(one => one.open = true)")
         assert window.evaluate("document.documentElement.scrollWidth") <= size["width"]
         window.close()
+
+
+@pytest.mark.usefixtures("page")
+def test_panels_next_to_each_other_are_filled(browser: Browser, project: Path) -> None:
+    """Both are as tall as the taller one, so shorter content would leave a blank below it."""
+    window, _ = open_report(browser, project, viewport=DESKTOP)
+    blank = """
+    panels => panels.map(panel =>
+        panel.getBoundingClientRect().bottom - Math.max(...[...panel.querySelectorAll("img, p, table, figcaption")].map(
+            content => content.getBoundingClientRect().bottom)))
+    """
+    below = window.locator("#classes .columns > .panel").evaluate_all(blank)
+    assert len(below) == 2
+    assert all(20 < pixels < 60 for pixels in below)
+    window.close()
 
 
 BLENDED = """

@@ -206,8 +206,9 @@ def test_two_clones_train_at_once_on_one_server(first: Project, second: Project,
 
 def test_a_member_loads_the_champion_from_the_server(first: Project, server: str) -> None:
     script = """
-import mlflow, numpy as np
-probabilities = mlflow.pyfunc.load_model("models:/cifar10@champion").predict(np.load("test_images.npy"))
+import mlflow, numpy as np, torch
+network = mlflow.pytorch.load_model("models:/cifar10@champion")
+probabilities = network(torch.from_numpy(np.load("test_images.npy"))).detach().numpy()
 print(float((probabilities.argmax(1) == np.load("test_labels.npy")).mean()))
 """
     elsewhere = replace(first, root=first.root / "data/processed", variables={"MLFLOW_TRACKING_URI": server})

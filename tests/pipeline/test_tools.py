@@ -16,6 +16,7 @@ pytestmark = pytest.mark.slow
     [
         ("search", ["Search for the hyperparameters", "resume an interrupted search"]),
         ("compare", ["Compare the DVC experiments", "--metric NAME", "--each"]),
+        ("export", ["Write the trained model as a file", "--format {onnx,onnx-int8,pt2}", "models:/cifar10@champion"]),
     ],
 )
 def test_help_describes_the_script_in_any_directory(script: str, words: list[str], tmp_path: Path) -> None:

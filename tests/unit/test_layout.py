@@ -14,8 +14,8 @@ from vision.pipeline.paths import ROOT
 
 GRAPH = grimp.build_graph("vision", include_external_packages=True, cache_dir=None)
 STAGES = ("download", "preprocess", "train", "evaluate", "report")
-CHANGES_NO_OUTPUT = {"pipeline", "tracking", "search"}
-"""Packages that no stage depends on: they check parameters, record runs and schedule trials."""
+CHANGES_NO_OUTPUT = {"pipeline", "tracking", "prediction", "search"}
+"""Packages that no stage depends on: they check parameters, record runs and models, and schedule trials."""
 
 
 def packages(modules: set[str]) -> set[str]:

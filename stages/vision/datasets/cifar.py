@@ -9,13 +9,14 @@ import json
 import pickle
 import tarfile
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from vision.datasets import checksums as official
 from vision.pipeline.errors import UserError
@@ -23,10 +24,7 @@ from vision.storage.arrays import Split
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 SIDE = 32
-PIXELS = 3 * SIDE * SIDE
 
-Files = dict[str, bytes]
-"""Content by file name."""
 Decoded = tuple[Split, Split, list[str]]
 """The training split, the test split and the class names."""
 
@@ -66,7 +64,7 @@ CIFAR100 = Dataset(
     title="CIFAR-100",
     sources={"cifar-100-python.tar.gz": "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz"},
     checksums=official.CIFAR100,
-    formats={"cifar-100-python": ("train", "test", "meta")},
+    formats={"cifar-100-python": ("meta", "train", "test")},
 )
 DATASETS = {"cifar10": CIFAR10, "cifar100": CIFAR100}
 
@@ -87,103 +85,101 @@ def read(dataset: Dataset, path: Path, checksums: Mapping[str, str]) -> Decoded:
             the path.
         OSError: the path cannot be read.
     """
-    if path.is_dir():
-        return _decode(_read_folder(dataset, path, checksums))
-    if path.is_file():
-        verify(path, checksums)
-        return _decode(_read_archive(dataset, path))
-    raise UserError("neither a file nor a folder" if path.exists() else "no such file or folder")
+    return _decode(_select(dataset, dict(_read_files(dataset, path, checksums))))
 
 
-def verify(path: Path, checksums: Mapping[str, str]) -> None:
-    """Compare a file with the checksum that is listed for its name.
-
-    Raises:
-        UserError: no checksum is listed, or it does not match.
-    """
+def _verify(path: Path, checksums: Mapping[str, str]) -> None:
     if path.name not in checksums:
         raise UserError(f"no checksum for {path.name} (known: {', '.join(checksums)}); set download.checksums")
     expected = checksums[path.name]
+    algorithm = "MD5" if len(expected) == 32 else "SHA256"
     with path.open("rb") as file:
-        new_hash = partial(hashlib.new, hash_algorithm(expected), usedforsecurity=False)
-        actual = hashlib.file_digest(file, new_hash).hexdigest()
+        actual = hashlib.file_digest(file, partial(hashlib.new, algorithm, usedforsecurity=False)).hexdigest()
     if actual != expected:
         raise UserError(
-            f"{path.name} has the {hash_algorithm(expected).upper()} {actual}, expected {expected}; "
+            f"{path.name} has the {algorithm} {actual}, expected {expected}; "
             "download it again, or set download.checksums if the data is your own"
         )
 
 
-def hash_algorithm(checksum: str) -> str:
-    """The name of the hash function that a hexadecimal checksum comes from."""
-    return "md5" if len(checksum) == 32 else "sha256"
+def _read_files(dataset: Dataset, path: Path, checksums: Mapping[str, str]) -> Iterator[tuple[str, bytes]]:
+    """Verify an archive or a folder, and yield the path in the archive and the content of each file of the dataset."""
+    names = [f"{folder}/{name}" for folder, files in dataset.formats.items() for name in files]
+    if path.is_dir():
+        for name in names:
+            for file in (path / Path(name).name, path / name):
+                if file.is_file():
+                    _verify(file, checksums)
+                    yield name, file.read_bytes()
+    elif path.is_file():
+        _verify(path, checksums)
+        try:
+            with tarfile.open(path, "r:gz") as archive:
+                for member in archive:
+                    if member.name in names and (content := archive.extractfile(member)):
+                        yield member.name, content.read()
+        except Exception as error:  # damaged data of the user's own can raise nearly anything
+            raise UserError(f"not a complete .tar.gz archive ({error})") from None
+    else:
+        raise UserError("neither a file nor a folder" if path.exists() else "no such file or folder")
 
 
-def _read_folder(dataset: Dataset, path: Path, checksums: Mapping[str, str]) -> Files:
-    for name, wanted in dataset.formats.items():
-        for folder in (path / name, path):
-            if found := [file for file in wanted if (folder / file).is_file()]:
-                _check_complete(name, wanted, found)
-                for file in wanted:
-                    verify(folder / file, checksums)
-                return {file: (folder / file).read_bytes() for file in wanted}
-    raise _no_data(dataset)
+def _select(dataset: Dataset, files: Mapping[str, bytes]) -> dict[str, bytes]:
+    """Return the files of the first format that is present, in its order, by their names inside its folder."""
+    for folder, names in dataset.formats.items():
+        if selected := {name: files[f"{folder}/{name}"] for name in names if f"{folder}/{name}" in files}:
+            if missing := [name for name in names if name not in selected]:
+                raise UserError(f"{folder}/{missing[0]} is missing")
+            return selected
+    raise UserError(f"does not contain {dataset.title} (expected a folder {' or '.join(dataset.formats)})")
 
 
-def _read_archive(dataset: Dataset, path: Path) -> Files:
-    members: dict[str, bytes] = {}
-    wanted = {f"{folder}/{file}" for folder, files in dataset.formats.items() for file in files}
-    try:
-        with tarfile.open(path, "r:gz") as archive:
-            for member in archive:
-                if member.name in wanted and (content := archive.extractfile(member)):
-                    members[member.name] = content.read()
-    except Exception as error:  # damaged data of the user's own can raise nearly anything
-        raise UserError(f"not a complete .tar.gz archive ({error})") from None
-    for name, files in dataset.formats.items():
-        if found := [file for file in files if f"{name}/{file}" in members]:
-            _check_complete(name, files, found)
-            return {file: members[f"{name}/{file}"] for file in files}
-    raise _no_data(dataset)
-
-
-def _check_complete(folder: str, wanted: Sequence[str], found: Sequence[str]) -> None:
-    if missing := [name for name in wanted if name not in found]:
-        raise UserError(f"{folder}/{missing[0]} is missing")
-
-
-def _no_data(dataset: Dataset) -> UserError:
-    return UserError(f"does not contain {dataset.title} (expected a folder {' or '.join(dataset.formats)})")
-
-
-def _decode(files: Files) -> Decoded:
+def _decode(files: dict[str, bytes]) -> Decoded:
+    """Decode the files; removes each from `files`, so that the data is not in memory twice."""
     train: list[Split] = []
     test: list[Split] = []
     classes = list(CLASSES)
-    name = "meta"
-    try:
-        if name in files:
-            classes = [label.decode() for label in _unpickle(files.pop(name))[b"fine_label_names"]]
-        for name in [name for name in files if not name.endswith(".json")]:
-            # Removed from `files`, so that the data is not in memory twice.
-            split = _PARSERS[Path(name).suffix](name, files.pop(name), files)
-            _check(split, len(classes))
-            (test if name.startswith("test") else train).append(split)
-    except Exception as error:  # damaged data of the user's own can raise nearly anything
-        raise UserError(f"{name} cannot be decoded ({error})") from None
+    for name in [name for name in files if not name.endswith(".json")]:
+        try:
+            if name == "meta":
+                classes = [label.decode() for label in _unpickle(files.pop(name))[b"fine_label_names"]]
+                continue
+            split = _parse(name, files, len(classes))
+        except Exception as error:  # damaged data of the user's own can raise nearly anything
+            raise UserError(f"{name} cannot be decoded ({error})") from None
+        (test if name.startswith("test") else train).append(split)
     return _concatenate(train), _concatenate(test), classes
 
 
-def _check(split: Split, classes: int) -> None:
-    images, labels = split.images, split.labels
-    if images.dtype != np.uint8 or images.shape != (len(labels), SIDE, SIDE, 3) or not len(labels):
+def _parse(name: str, files: dict[str, bytes], classes: int) -> Split:
+    content = files.pop(name)
+    if name.endswith(".bin"):  # records of 3,073 bytes: the label, then the red, the green and the blue plane
+        records = np.frombuffer(content, np.uint8).reshape(-1, 1 + 3 * SIDE * SIDE)
+        images, labels = _from_planes(records[:, 1:]), records[:, 0]
+    elif name.endswith(".png"):  # one row per image; the labels of a whole split are one JSON list
+        with warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning):
+            images = np.asarray(Image.open(io.BytesIO(content), formats=["PNG"])).reshape(-1, SIDE, SIDE, 3)
+        split = "test" if name.startswith("test") else "train"
+        start = 0 if split == "test" else _BATCHES.index(name.removesuffix(".png")) * len(images)
+        labels = np.array(json.loads(files[f"{split}_lables.json"])[start : start + len(images)])
+    else:
+        batch = _unpickle(content)
+        images = _from_planes(batch[b"data"])
+        labels = np.array(batch[b"labels" if b"labels" in batch else b"fine_labels"])
+    # The official data passes these checks; data of the user's own may not.
+    if images.dtype != np.uint8 or len(images) != len(labels) or not len(labels):
         raise ValueError(f"{len(labels)} labels for images {images.dtype} {list(images.shape)}")
     if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= classes:
         raise ValueError(f"labels {labels.min()} to {labels.max()}, expected 0 to {classes - 1}")
+    return Split(images, labels)
+
+
+def _from_planes(planes: np.ndarray) -> np.ndarray:
+    return planes.reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1)
 
 
 def _concatenate(parts: list[Split]) -> Split:
-    """Join splits; removes each from the list once it is copied, so that the data is not in memory twice."""
+    """Join splits; removes each from `parts` once it is copied, so that the data is not in memory twice."""
     labels = np.concatenate([part.labels for part in parts]).astype(np.uint8)
     images = np.empty((len(labels), SIDE, SIDE, 3), np.uint8)
     start = 0
@@ -194,56 +190,20 @@ def _concatenate(parts: list[Split]) -> Split:
     return Split(images, labels)
 
 
-def _parse_binary(name: str, content: bytes, files: Files) -> Split:
-    """Records of 3,073 bytes: the label, then the red, the green and the blue plane."""
-    records = np.frombuffer(content, np.uint8).reshape(-1, 1 + PIXELS)
-    return _from_planes(records[:, 1:], records[:, 0])
-
-
-def _parse_pickle(name: str, content: bytes, files: Files) -> Split:
-    batch = _unpickle(content)
-    return _from_planes(batch[b"data"], np.array(batch[b"labels" if b"labels" in batch else b"fine_labels"]))
-
-
-def _from_planes(planes: np.ndarray, labels: np.ndarray) -> Split:
-    return Split(planes.reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1), labels)
-
-
-def _parse_npm(name: str, content: bytes, files: Files) -> Split:
-    """A PNG with one row per image; the labels of a whole split are one JSON list."""
-    from PIL import Image
-
-    with warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning):
-        images = np.asarray(Image.open(io.BytesIO(content), formats=["PNG"])).reshape(-1, SIDE, SIDE, 3)
-    if name.startswith("test"):
-        return Split(images, np.array(json.loads(files["test_lables.json"])))
-    start = _BATCHES.index(name.removesuffix(".png")) * len(images)
-    return Split(images, np.array(json.loads(files["train_lables.json"])[start : start + len(images)]))
-
-
-_PARSERS: dict[str, Callable[[str, bytes, Files], Split]] = {
-    ".bin": _parse_binary,
-    "": _parse_pickle,
-    ".png": _parse_npm,
+_SAFE = {
+    ("numpy._core.multiarray", "_reconstruct"),
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+    ("_codecs", "encode"),  # how Python 3 writes bytes in protocols below 3
 }
-"""By the suffix of the file; each takes its name, its content and the other files."""
 
 
 class _Unpickler(pickle.Unpickler):
     """Loads NumPy arrays and plain Python values; refuses every other class or function that a pickle names."""
 
-    ALLOWED = frozenset(
-        [
-            ("numpy._core.multiarray", "_reconstruct"),
-            ("numpy", "ndarray"),
-            ("numpy", "dtype"),
-            ("_codecs", "encode"),  # how Python 3 writes bytes in protocols below 3
-        ]
-    )
-
     def find_class(self, module: str, name: str) -> Any:
         module = module.replace("numpy.core", "numpy._core")  # its name before NumPy 2
-        if (module, name) not in self.ALLOWED:
+        if (module, name) not in _SAFE:
             raise pickle.UnpicklingError(f"refused: the pickle names {module}.{name}")
         return super().find_class(module, name)
 

@@ -1,4 +1,4 @@
-"""Decoding of image files to RGB with 8 bits per channel, and resizing to one size."""
+"""Loading of many images, from files or an array, resized to one size."""
 
 import os
 import warnings
@@ -7,61 +7,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
+from vision.datasets.image_file import decode, fit
 from vision.pipeline import progress
 from vision.pipeline.errors import UserError
 
-SUFFIXES = {".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif",
-            ".tiff", ".webp"}  # fmt: skip
-"""Suffixes of the files that count as images, compared in lower case."""
-_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
-_MAX_SIDE = 65_535
 _THREAD_CHUNK = 16  # images per task of a thread
 _COPY_CHUNK = 10_000  # images per copy from a mapped file
-
-
-def decode(path: Path, min_size: int | None = None) -> Image.Image:
-    """Decode the first image in a file, rotate it as its EXIF orientation says, and convert it to mode RGB.
-
-    Transparent pixels become white. Images with 16 bits per channel are reduced to 8.
-
-    Args:
-        path: a file in one of the supported formats, whatever its suffix.
-        min_size: if given, a JPEG may be decoded at a fraction of its size, with no side below this many pixels, which
-            is much faster.
-
-    Raises:
-        ValueError: the file has another format, is truncated or too large, or has pixels with no natural range.
-    """
-    try:
-        # Only these formats: some others of Pillow's run external programs, and the files are untrusted.
-        with Image.open(path, formats=_FORMATS) as image:
-            if max(image.size) > _MAX_SIDE:
-                raise ValueError(f"{image.width:,} x {image.height:,} pixels, more than {_MAX_SIDE:,} on a side")
-            if min_size is not None:
-                image.draft(None, (min_size, min_size))
-            image.load()
-            return _convert_to_rgb(ImageOps.exif_transpose(image))
-    except UnidentifiedImageError:
-        raise ValueError("not an image, or truncated at its beginning") from None
-    except Exception as error:  # a damaged file can raise nearly anything
-        raise ValueError(f"{error}" or type(error).__name__) from None
-
-
-def _convert_to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "F":
-        raise ValueError("floating-point pixels; save it with 8 or 16 bits")
-    if image.mode.startswith("I"):  # Pillow's own conversion clips values above 255
-        levels = np.asarray(image)
-        if levels.min() < 0 or levels.max() >= 2**16:
-            raise ValueError("pixels of more than 16 bits; save it with 8 or 16")
-        return Image.fromarray((levels >> 8).astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        background = Image.new("RGBA", image.size, "white")
-        background.alpha_composite(image.convert("RGBA"))
-        return background.convert("RGB")
-    return image.convert("RGB")
 
 
 def load_images(
@@ -88,7 +41,6 @@ def load_images(
         if isinstance(images, np.ndarray):
             return Image.fromarray(images[index])
         try:
-            # A JPEG decoded at twice the final size and then halved looks the same as one decoded at full size.
             return decode(images[index], size and 2 * size)
         except ValueError as error:
             raise UserError(f"{images[index]}: {error}; `dvc repro -f download` restores it") from None
@@ -99,7 +51,7 @@ def load_images(
     def load(position: int) -> None:
         image = read(indices[position])
         if size:
-            image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
+            image = fit(image, size, size)
         elif image.size != (width, height):
             raise size_error((width, height), image.size)
         pixels[position] = np.asarray(image)
@@ -139,8 +91,7 @@ def run_in_threads(work: Callable[[int], None], count: int, description: str) ->
 
     with (
         progress.bar(count, " images", description, delay=1) as bar,
-        # Pillow only warns of images above its pixel limit, up to twice the limit; here they are errors.
-        warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning),
+        warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning),  # `decode` refuses them
         ThreadPoolExecutor(os.cpu_count()) as pool,
     ):
         try:

@@ -9,7 +9,8 @@ from typing import NoReturn
 
 import numpy as np
 
-from vision.datasets.decoding import SUFFIXES, decode, run_in_threads
+from vision.datasets.decoding import run_in_threads
+from vision.datasets.image_file import SUFFIXES, decode
 from vision.pipeline.errors import UserError
 from vision.pipeline.paths import resolve_path
 from vision.pipeline.validation import has_control_characters, printable

@@ -1,5 +1,6 @@
 """The directories of a checkout."""
 
+import os
 from pathlib import Path
 
 from vision.pipeline.errors import UserError
@@ -17,12 +18,16 @@ def main_root(root: Path) -> Path:
 
 
 def resolve_path(path: str) -> Path:
-    """Resolve a path from params.yaml: expand `~`, and take a relative path from the root of the checkout.
+    """Resolve a path from params.yaml to an absolute one without `..`.
+
+    `~` is expanded, and a relative path starts at the root of the checkout. Links to folders are followed; a link at
+    the end keeps its own name, because checksums are found by the name of an archive.
 
     Raises:
         UserError: `path` starts with `~name` and there is no such user.
     """
     try:
-        return ROOT / Path(path).expanduser()
+        folder, name = os.path.split(ROOT / Path(path).expanduser())
     except RuntimeError:
         raise UserError(f"{path.partition('/')[0]}: there is no such user") from None
+    return Path(os.path.normpath(os.path.join(os.path.realpath(folder), name)))

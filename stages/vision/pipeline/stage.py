@@ -13,7 +13,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import NoReturn
@@ -27,22 +27,27 @@ _STATUS = Path("/proc/self/status")
 def start_stage() -> None:
     """Prepare the process for imports that take seconds; call this first in a script.
 
-    During the imports Ctrl-C and lack of memory then print one line. The garbage collector is off until `run_stage`,
-    which makes imports a third faster.
+    Until `run_stage`, Ctrl-C ends the process at once, and lack of memory prints one line. The garbage collector is off
+    until then, which makes imports a third faster.
     """
     sys.excepthook = _excepthook
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not if the shell ignores it for this process
+        signal.signal(signal.SIGINT, _exit_interrupted)
     gc.disable()
 
 
-def run_stage(main: Callable[[], None], resume_hint: str = "`dvc repro` starts this stage again") -> None:
+def run_stage(
+    main: Callable[[], None], resume_hint: str = "`dvc repro` starts this stage again", single: bool = True
+) -> None:
     """Run `main` as the stage that the script is named after. Exit with status 1 after an error, 130 after Ctrl-C.
 
-    A script does not run twice at once in a checkout, because both processes would write the same files. With
-    VISION_DEBUG=1 in the environment, an error is shown with its traceback.
+    With VISION_DEBUG=1 in the environment, an error is shown with its traceback.
 
     Args:
         main: the work of the stage.
         resume_hint: what to do after an interruption; part of the message.
+        single: whether to refuse to start while another process runs the script in this checkout. Stages do, because
+            both processes would write the same files.
     """
     name = Path(sys.argv[0]).stem
     started = time.perf_counter()
@@ -52,7 +57,9 @@ def run_stage(main: Callable[[], None], resume_hint: str = "`dvc repro` starts t
     gc.freeze()  # imported objects live until the end; later collections skip them
     gc.enable()
     try:
-        with _single_process(Path(sys.argv[0])):
+        if signal.getsignal(signal.SIGINT) is _exit_interrupted:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        with _single_process(Path(sys.argv[0])) if single else nullcontext():
             main()
     except KeyboardInterrupt:
         _print_lines(name, f"interrupted; {resume_hint}")
@@ -135,12 +142,16 @@ def _skip_final_collection() -> None:
 
 def _excepthook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     name = Path(sys.argv[0]).stem
-    if issubclass(kind, KeyboardInterrupt):
-        _print_lines(name, "interrupted")
-    elif message := error_message(error):
+    if message := error_message(error):
         _print_error(name, message, error)
     else:
         sys.__excepthook__(kind, error, trace)
+
+
+def _exit_interrupted(signum: int, frame: FrameType | None) -> NoReturn:
+    """End the process during the imports. A KeyboardInterrupt would be lost in packages that catch every exception."""
+    os.write(2, f"{Path(sys.argv[0]).stem}: interrupted\n".encode())  # print could be in use by what is interrupted
+    os._exit(130)
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:

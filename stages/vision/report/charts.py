@@ -107,7 +107,8 @@ def confusion_matrix(counts: np.ndarray, classes: Sequence[str], theme: Theme = 
 def per_class_bars(rows: Sequence[ClassScores], theme: Theme = "light") -> Figure:
     """Draw three bars for each class, the first class at the top."""
     palette = PALETTES[theme]
-    height = 0.36 if len(rows) <= 30 else 0.18  # inches per class
+    # Inches per class. With up to ten classes the chart is about as tall as the table next to it on the page.
+    height = float(np.clip(4 / len(rows), 0.36, 0.8)) if len(rows) <= 30 else 0.18
     figure, axes = _figure(theme, "Scores by class", "Score (%)", "", size=(_WIDTH, 1.1 + height * len(rows)))
     positions = np.arange(len(rows))
     scores = {

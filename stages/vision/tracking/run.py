@@ -4,18 +4,13 @@ import json
 import sys
 import tempfile
 import textwrap
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from vision.tracking.model_export import export_model
-
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-    from torch import nn
     from torch.utils.tensorboard import SummaryWriter
 
     from vision.tracking.spool import Spool
@@ -84,13 +79,13 @@ class Run:
         if self.spool:
             self.spool.put({"artifact": folder}, path)
 
-    def log_model(self, model: "nn.Module", example: np.ndarray, classes: Sequence[str]) -> None:
-        """Log the model as a graph that loads without this code; see `export_model` for the arguments."""
+    def log_model(self, save: Callable[[Path], None]) -> None:
+        """Log the model, which `save` writes to a new folder in MLflow's format."""
         if self.spool:
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder, "model")
                 try:
-                    export_model(path, model, example, classes)
+                    save(path)
                     self.spool.put({"model": "model"}, path)
                 except Exception as error:  # models/ has the model all the same
                     reason = textwrap.shorten(str(error), 200)

