@@ -1,10 +1,10 @@
 """The run of a model: `train` opens it, and `evaluate` and `report` resume it.
 
 A search opens a parent run, and the runs of its trials are its children. A run is opened only in an MLflow store that
-answers. If the store fails later, log calls wait in a spool; see `spool`. MLflow takes seconds to import, so the
-modules that use it are imported inside functions, and never when tracking is off.
+answers. If the store fails later, log calls wait in a spool; see `spool`.
 """
 
+import hashlib
 import json
 import os
 import sys
@@ -16,21 +16,9 @@ from typing import Any
 from vision.pipeline.errors import UserError
 from vision.pipeline.params import Params, Tracking
 from vision.pipeline.paths import ROOT, main_root
-from vision.pipeline.stage import importing
 from vision.storage.arrays import Stats
-from vision.tracking import provenance
+from vision.tracking import provenance, store
 from vision.tracking.run import Run, flatten
-
-_ENVIRONMENT = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_DISABLE_AGENT_HINT": "true",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # it would print the password
-    "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # errors are raised as well; the log has tracebacks
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",  # seconds; a server may need many for an uploaded file
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
-    "PGCONNECT_TIMEOUT": "5",
-}
 
 
 @contextmanager
@@ -52,11 +40,28 @@ def training_run(
     Raises:
         UserError: the MLflow store cannot be used at the start; nothing is raised if it fails later.
     """
-    name = os.environ.get("DVC_EXP_NAME") or "-".join(filter(None, [params.model.name, provenance.commit()[:7]]))
+    tags = provenance.tags() | dict(tags or {})
+    parts = [params.model.name, tags.get("mlflow.source.git.commit", "")[:7]]
+    name = os.environ.get("DVC_EXP_NAME") or "-".join(filter(None, parts))
     earlier = resume_from or Run().record
     old_id = earlier["mlflow"] and earlier["mlflow"]["run_id"]
     with ExitStack() as stack:
-        run = stack.enter_context(_open_run(params, name, tags or {}, old_id, stats))
+        run = stack.enter_context(_open_run(params.tracking, name, tags, old_id))
+        if run.spool:
+            from vision.tracking.system_metrics import sample_system_metrics
+
+            stack.enter_context(sample_system_metrics(run.spool))
+            if run.spool.run_id != old_id:
+                unused = set(params.model.families()) - {params.model.family}
+                used = params.model_dump(include={"seed", "preprocess", "model", "train"}, exclude={"model": unused})
+                run.spool.put({"params": dict(flatten(used))})
+                digest = (tags.get("dvc.data") or stats.split_digest)[:36]  # MLflow's limit
+                run.spool.put({"dataset": "data/processed", "digest": digest})
+        if params.tracking.registry:
+            classes = json.dumps(stats.classes, ensure_ascii=False)
+            if len(classes) > 1000:  # the length of a tag is limited
+                classes = hashlib.sha256(classes.encode()).hexdigest()
+            run.version_tags = {"classes": classes, "split_digest": stats.split_digest}
         if params.tracking.tensorboard:
             folder = earlier["tensorboard"] or f"tensorboard/{name}-{uuid.uuid4().hex[:6]}"
             stack.enter_context(_write_events(run, folder, purge_step=0))  # hides what a killed training wrote
@@ -65,7 +70,8 @@ def training_run(
 
 def search_run(params: Params, run_id: str | None) -> AbstractContextManager[Run]:
     """Open the parent run of a search's trials, or continue the run `run_id`; it ends as in `training_run`."""
-    return _open_run(params, params.search.study, {"search.study": params.search.study}, run_id)
+    tags = provenance.tags() | {"search.study": params.search.study}
+    return _open_run(params.tracking, params.search.study, tags, run_id)
 
 
 @contextmanager
@@ -87,38 +93,30 @@ def resumed_run(settings: Tracking, record: Mapping[str, Any]) -> Iterator[Run]:
 
 
 @contextmanager
-def _open_run(
-    params: Params, name: str, tags: Mapping[str, str], run_id: str | None, stats: Stats | None = None
-) -> Iterator[Run]:
-    """Open an MLflow run, or continue `run_id` if it is in this store and experiment; end it with the block.
-
-    With the statistics of training data, it gets parameters, data and system metrics.
-    """
-    if not params.tracking.enabled:
+def _open_run(settings: Tracking, name: str, tags: Mapping[str, str], run_id: str | None) -> Iterator[Run]:
+    """Open an MLflow run, or continue `run_id` if it is in this store and experiment; end it with the block."""
+    if not settings.enabled:
         yield Run()
         return
-    import_mlflow()
-    from vision.tracking import store, system_metrics
-    from vision.tracking.spool import Spool
-
     uri = store.tracking_uri()
-    tags = provenance.tags() | dict(tags)
     with ExitStack() as stack:
         with store.opening(uri):
             client = store.connect(uri, store.OPENING_LOCK_TIMEOUT)
-            experiment_id = store.get_experiment_id(client, params.tracking.experiment)
+            from vision.tracking.spool import Spool
+
+            experiment_id = store.get_experiment_id(client, settings.experiment)
             old = store.find_run(client, run_id) if run_id else None
-            if old and old.info.experiment_id != experiment_id:
-                old = None
-            spool = Spool(uri, (old or client.create_run(experiment_id, run_name=name)).info.run_id)
+            if old is None or old.info.experiment_id != experiment_id:
+                old = client.create_run(experiment_id, run_name=name)
+            spool = Spool(uri, old.info.run_id)
             stack.enter_context(spool.publishing())
             run = Run(spool)
-            if old:
+            if spool.run_id == run_id:
                 spool.flush()
                 if spool.files():
                     raise UserError(f"{spool.folder}: cannot be logged; set tracking.enabled: false in params.yaml")
                 client.update_run(spool.run_id, status="RUNNING", name=name)
-                run.logged_epochs = {one.step for one in client.get_metric_history(spool.run_id, "train/loss")}
+                run.logged_epochs = {metric.step for metric in client.get_metric_history(spool.run_id, "train/loss")}
         server = store.public_uri(uri).rstrip("/") if uri.startswith("http") else "http://127.0.0.1:5000"
         run.record["mlflow"] = {
             "run_id": spool.run_id,
@@ -131,17 +129,6 @@ def _open_run(
             "apply": tags.get("dvc.apply", ""),
         }
         spool.put({"tags": tags})
-        if stats:
-            stack.enter_context(system_metrics.sample(uri, spool.run_id, run.log_metrics))
-            if not old:
-                unused = set(params.model.families()) - {params.model.family}
-                used = params.model_dump(include={"seed", "preprocess", "model", "train"}, exclude={"model": unused})
-                digest = (provenance.data_hash() or stats.split_digest)[:36]  # MLflow's limit
-                spool.put({"params": dict(flatten(used))})
-                spool.put({"dataset": "data/processed", "digest": digest})
-            if params.tracking.registry:
-                classes = json.dumps(stats.classes, ensure_ascii=False)
-                run.version_tags = {"classes": classes, "split_digest": stats.split_digest}
         try:
             yield run
         except BaseException as error:
@@ -154,10 +141,6 @@ def _open_run(
 
 def _find_run(record: dict[str, str]) -> Run:
     """The recorded run, also if the store cannot be used. If it is gone, print a line and return one without MLflow."""
-    import_mlflow()
-    from vision.tracking import store
-    from vision.tracking.spool import Spool, warn
-
     uri, run_id = store.tracking_uri(), record["run_id"]
     if store.recorded_uri(uri) != record["tracking_uri"]:  # the recorded one lacks the password
         uri = store.resolve_uri(record["tracking_uri"])
@@ -166,9 +149,11 @@ def _find_run(record: dict[str, str]) -> Run:
     with suppress(Exception):  # the spool's thread reports it
         exists = exists and store.find_run(store.connect(uri), run_id) is not None
     if exists:
+        from vision.tracking.spool import Spool
+
         return Run(Spool(uri, run_id), record={"mlflow": record, "tensorboard": None})
     restore = f"if it was deleted, `mlflow runs restore --run-id {run_id}` restores it"
-    warn(f"run {run_id} is not in {store.public_uri(uri)}; {restore}; else `dvc repro -f train` opens a new run")
+    store.warn(f"run {run_id} is not in {store.public_uri(uri)}; {restore}; else `dvc repro -f train` opens a new run")
     return Run()
 
 
@@ -180,11 +165,3 @@ def _write_events(run: Run, folder: str, purge_step: int | None = None) -> Itera
     run.record["tensorboard"] = folder
     with SummaryWriter(main_root(ROOT) / folder, purge_step=purge_step) as run.writer:
         yield
-
-
-def import_mlflow() -> None:
-    """Import MLflow with the settings of this project, unless the user has chosen others."""
-    for variable, value in _ENVIRONMENT.items():
-        os.environ.setdefault(variable, value)
-    with importing():
-        import mlflow  # noqa: F401

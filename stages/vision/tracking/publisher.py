@@ -6,7 +6,6 @@ has one logged model, with one version in the registry.
 
 import json
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,7 @@ def send(client: MlflowClient, run_id: str, call: LogCall, path: Path | None) ->
             _send(client, run_id, call, path)  # another process has added the same row at the same moment
         elif error.error_code == "INVALID_PARAMETER_VALUE" and store.find_run(client, run_id):
             reason = store.format_error(client.tracking_uri, error)
-            print(f"MLflow rejected a record of run {run_id}; skipped. {reason}", file=sys.stderr, flush=True)
+            store.warn(f"rejected a record of run {run_id}; skipped ({reason})")
         else:
             raise
 

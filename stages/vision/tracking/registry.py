@@ -2,11 +2,12 @@
 
 import json
 import re
-import sys
 from collections.abc import Mapping
 from contextlib import suppress
 
 from mlflow import MlflowClient, MlflowException
+
+from vision.tracking.store import warn
 
 COMPARABLE = ("classes", "split_digest")
 """Validation accuracies can be compared if these tags of the model versions are equal."""
@@ -45,20 +46,15 @@ def register(client: MlflowClient, experiment: str, model_id: str, tags: Mapping
     different = [tag for tag in COMPARABLE if champion and versions[champion].get(tag) != tags.get(tag)]
     if different and "val_accuracy" in tags:
         reason = f"version {champion} (different {' and '.join(different)}), which stays champion"
-        print(f"MLflow: version {version.version} of {name} cannot be compared with {reason}", file=sys.stderr)
+        warn(f"version {version.version} of {name} cannot be compared with {reason}")
 
 
 def _best(versions: Mapping[int, Mapping[str, str]], champion: int, tags: Mapping[str, str]) -> int:
-    """Return the version that should be champion: the present one, until a newer one beats it.
+    """Return the version that should be champion: the present one, until a newer comparable one is more accurate.
 
-    A version beats another one by a higher accuracy on the same classes and validation images. Without a champion, 0,
-    the first one must have the classes and validation images of `tags`. `versions` has the tags of each version.
+    Without a champion, 0, versions must be comparable with `tags`. `versions` has the tags of each version.
     """
-    best = champion if champion in versions else 0
-    accuracies = {number: float(found.get("val_accuracy", -1)) for number, found in versions.items()} | {0: -1.0}
-    for number in sorted(versions):
-        reference = versions.get(best, tags)
-        comparable = all(versions[number].get(tag) == reference.get(tag) for tag in COMPARABLE)
-        if number > champion and comparable and accuracies[number] > accuracies[best]:
-            best = number
-    return best
+    reference = versions.get(champion, tags)
+    comparable = [n for n, found in versions.items() if all(found.get(tag) == reference.get(tag) for tag in COMPARABLE)]
+    newer = sorted(number for number in comparable if number > champion)
+    return max([champion, *newer], key=lambda number: float(versions.get(number, {}).get("val_accuracy", -1)))

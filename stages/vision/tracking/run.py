@@ -1,13 +1,14 @@
 """A run: what the stages log about one model, to MLflow, TensorBoard, both or neither."""
 
 import json
-import sys
 import tempfile
 import textwrap
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from vision.tracking.store import warn
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -89,7 +90,7 @@ class Run:
                     self.spool.put({"model": "model"}, path)
                 except Exception as error:  # models/ has the model all the same
                     reason = textwrap.shorten(str(error), 200)
-                    print(f"MLflow: the model cannot be exported and is not logged ({reason})", file=sys.stderr)
+                    warn(f"the model cannot be exported and is not logged ({reason})")
 
     def register_model(self, val_accuracy: float | None) -> None:
         """Register the logged model; `val_accuracy`, in [0, 1], is None if there are no validation images."""

@@ -9,7 +9,6 @@ was killed before it could delete it, has no effect; see `publisher`. Messages t
 import itertools
 import json
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -28,18 +27,17 @@ _PAUSE = 10.0
 
 
 class Spool:
-    """The log calls of one run. Threads may share it; only one process publishes it at a time."""
+    """The log calls of one run, which threads may share. Only one process at a time has a run open."""
 
     def __init__(self, uri: str, run_id: str) -> None:
         """For a run in the store `uri`."""
         self.uri, self.run_id = uri, run_id
         self.folder = main_root(ROOT) / "unlogged" / run_id
-        waiting = self.files()
-        self._numbers = itertools.count(int(waiting[-1].stem) + 1 if waiting else 1)
+        self._numbers = itertools.count(1)
         self._thread = ThreadPoolExecutor(1)
         self._next_attempt = 0.0
         self._error = ""
-        self._waited = bool(waiting)
+        self._waited = bool(self.files())
 
     @contextmanager
     def publishing(self) -> Iterator[None]:
@@ -48,15 +46,16 @@ class Spool:
         If the store has not failed, publish what earlier commands could not, unless another process has the run open.
         """
         with _lock(self.folder), self._thread:
+            if files := self.files():
+                self._numbers = itertools.count(int(files[-1].stem) + 1)
             try:
                 yield
             finally:
                 self.flush()
                 if self.files():
                     self._report()
-                for folder in [] if self._error else sorted(self.folder.parent.glob("*/")):
-                    with suppress(OSError), _lock(folder, blocking=False):
-                        Spool(self.uri, folder.name)._attempt()
+                if not self._error:
+                    self._publish_other_runs()
 
     def put(self, call: LogCall, path: Path | None = None) -> None:
         """Write a call to disk, with a copy of the file or folder that it is about. The thread publishes it."""
@@ -74,7 +73,7 @@ class Spool:
         except OSError as error:
             with suppress(OSError):
                 partial.unlink(missing_ok=True)
-            warn(f"{self.folder}: cannot be written ({error.strerror or error}); lost: {call}"[:500])
+            store.warn(f"{self.folder}: cannot be written ({error.strerror or error}); lost: {call}"[:500])
         self._thread.submit(self._attempt)
 
     def flush(self) -> None:
@@ -116,24 +115,24 @@ class Spool:
                     path = self.folder / call.pop("path")
                     path.stat()
             except (ValueError, KeyError, OSError):  # the machine lost power
-                warn(f"{file}: a record is damaged; skipped")
+                store.warn(f"{file}: a record is damaged; skipped")
             else:
                 send(client, self.run_id, call, path)
             file.unlink(missing_ok=True)
             if path is not None:
                 shutil.rmtree(path.parent, ignore_errors=True)
         if self._waited:
-            warn(f"logged {len(files)} record(s) of run {self.run_id} that waited in {self.folder}")
+            store.warn(f"logged {len(files)} record(s) of run {self.run_id} that waited in {self.folder}")
         self._waited = False
+
+    def _publish_other_runs(self) -> None:
+        for folder in sorted(self.folder.parent.glob("*/")):
+            with suppress(OSError), _lock(folder, blocking=False):  # another process has the run open
+                Spool(self.uri, folder.name)._attempt()
 
     def _report(self) -> None:
         waiting = f"not logged yet: {len(self.files())} record(s) of run {self.run_id}, in {self.folder}"
-        warn(f"{self._error}; {waiting}; `dvc repro -sf report` tries again")
-
-
-def warn(line: str) -> None:
-    """Print a line about MLflow on stderr."""
-    print(f"MLflow: {line}", file=sys.stderr, flush=True)
+        store.warn(f"{self._error}; {waiting}; `dvc repro -sf report` tries again")
 
 
 @contextmanager

@@ -1,33 +1,52 @@
 """The MLflow store: where it is, how to connect, and its errors in one line.
 
-This imports MLflow, which takes seconds. Call `mlflow_run.import_mlflow` before, and only when tracking is on.
+MLflow takes seconds to import. It is imported in functions, and so are the modules of this package that import it:
+`publisher`, `registry`, `spool` and `system_metrics`. It is never imported when tracking is off.
 """
 
 import contextlib
 import os
 import re
 import sqlite3
+import sys
 import textwrap
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import mlflow
 from filelock import FileLock
-from mlflow import MlflowClient, MlflowException
-from mlflow.entities import Run
-from mlflow.utils.credentials import get_default_host_creds
-from mlflow.utils.rest_utils import http_request
-from sqlalchemy import Engine, NullPool, create_engine, event
 
 from vision.pipeline.errors import UserError
 from vision.pipeline.paths import ROOT, main_root
 from vision.pipeline.stage import importing
 from vision.storage.atomic import atomic_write
 
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
 TIMEOUT = 5  # seconds to wait for the first answer of a server, or for a locked SQLite file
 OPENING_LOCK_TIMEOUT = 60  # seconds to wait for a locked SQLite file when a run is opened
+MLFLOW_VARIABLES = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_DISABLE_AGENT_HINT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # it would print the password
+    "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # errors are raised as well; the log has tracebacks
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",  # seconds; a server may need many for an uploaded file
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "PGCONNECT_TIMEOUT": f"{TIMEOUT}",
+}
+"""Environment variables for MLflow, unless the user has set them."""
 _SQLITE = "sqlite:///"
+_ADVICE = {
+    "locked": "another process holds it; wait until it ends or end it",
+    "disk|No space": "free some space",
+    f"^{_SQLITE}": "if an older MLflow created it, run `mlflow db upgrade {uri}`; else move it away",
+    "": "start the server, correct MLFLOW_TRACKING_URI",
+}
+"""What to do if a run cannot be opened; the first whose key matches the error."""
 
 
 def tracking_uri() -> str:
@@ -57,21 +76,32 @@ def sqlite_path(uri: str) -> Path | None:
     return Path(uri.removeprefix(_SQLITE)) if uri.startswith(_SQLITE) else None
 
 
-def connect(uri: str, lock_timeout: float = TIMEOUT) -> MlflowClient:
+def connect(uri: str, lock_timeout: float = TIMEOUT) -> "MlflowClient":
     """Connect to a store that answers; a missing SQLite file is created. Raises what MLflow or the database raises."""
+    for variable, value in MLFLOW_VARIABLES.items():
+        os.environ.setdefault(variable, value)
+    with importing():
+        import mlflow  # noqa: F401
     if file := sqlite_path(uri):
         _create_sqlite(file)
         with contextlib.closing(sqlite3.connect(file, timeout=lock_timeout)) as connection:
             connection.execute("BEGIN IMMEDIATE")  # fails if the file is damaged or locked
     elif uri.startswith("http"):
+        from mlflow.utils.credentials import get_default_host_creds
+        from mlflow.utils.rest_utils import http_request
+
         http_request(get_default_host_creds(uri), "/version", "GET", timeout=TIMEOUT)
     elif uri.startswith(("postgresql", "mysql", "mssql")):
+        from sqlalchemy import NullPool, create_engine
+
         create_engine(uri, poolclass=NullPool).connect().close()  # MLflow would retry for a minute
     return _make_client(uri)
 
 
 @cache
-def _make_client(uri: str) -> MlflowClient:
+def _make_client(uri: str) -> "MlflowClient":
+    import mlflow
+
     # An SQL registry finds logged models by the global URI. MLflow also sets the variable, which has to stay as it is.
     before = os.environ.get("MLFLOW_TRACKING_URI")
     mlflow.set_tracking_uri(uri)
@@ -81,11 +111,13 @@ def _make_client(uri: str) -> MlflowClient:
     # MLflow places the artifacts of new experiments in mlruns/ of the working directory.
     file = sqlite_path(uri)
     with importing(), contextlib.chdir(file.parent if file else "."):
-        return MlflowClient(uri)
+        return mlflow.MlflowClient(uri)
 
 
 def _create_sqlite(file: Path) -> None:
     """Create the tables of a missing database under another name, because MLflow cannot use a half-created one."""
+    from mlflow import MlflowClient
+    from sqlalchemy import Engine, event
 
     def disable_fsync(connection: sqlite3.Connection, _: object) -> None:
         connection.execute("PRAGMA synchronous = OFF")  # MLflow's hundreds of commits would take five seconds
@@ -102,8 +134,10 @@ def _create_sqlite(file: Path) -> None:
                     event.remove(Engine, "connect", disable_fsync)
 
 
-def get_experiment_id(client: MlflowClient, name: str) -> str:
+def get_experiment_id(client: "MlflowClient", name: str) -> str:
     """The ID of the experiment, which is created if it is missing. Raises a UserError if it was deleted."""
+    from mlflow import MlflowException
+
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
         try:
@@ -121,12 +155,12 @@ def get_experiment_id(client: MlflowClient, name: str) -> str:
     return experiment.experiment_id
 
 
-def find_run(client: MlflowClient, run_id: str) -> Run | None:
+def find_run(client: "MlflowClient", run_id: str) -> "Run | None":
     """The run; None if the store does not have it or it is deleted."""
     try:
         run = client.get_run(run_id)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+    except Exception as error:
+        if getattr(error, "error_code", "") != "RESOURCE_DOES_NOT_EXIST":
             raise
         return None
     return run if run.info.lifecycle_stage == "active" else None
@@ -141,14 +175,7 @@ def opening(uri: str) -> Iterator[None]:
         raise
     except Exception as error:
         reason = format_error(uri, error)
-        if "locked" in reason:
-            advice = "another process holds it; wait until it ends or end it"
-        elif re.search("disk|No space", reason):
-            advice = "free some space"
-        elif sqlite_path(uri):
-            advice = f"if an older MLflow created it, run `mlflow db upgrade {uri}`; else move it away"
-        else:
-            advice = "start the server, correct MLFLOW_TRACKING_URI"
+        advice = next(advice for pattern, advice in _ADVICE.items() if re.search(pattern, reason)).format(uri=uri)
         reason = f"MLflow cannot use {reason}; {advice}, or set tracking.enabled: false in params.yaml"
         raise UserError(reason) from None
 
@@ -164,3 +191,8 @@ def format_error(uri: str, error: Exception) -> str:
     if getattr(error, "error_code", "") in ("UNAUTHENTICATED", "PERMISSION_DENIED") or re.match(r"40[13]\b", text):
         reason += "; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD to those of a user who may write there"
     return f"{public_uri(uri)}: {reason}"
+
+
+def warn(message: str) -> None:
+    """Print a line about MLflow on stderr."""
+    print(f"MLflow: {message}", file=sys.stderr, flush=True)

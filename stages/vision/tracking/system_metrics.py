@@ -1,24 +1,28 @@
 """The use of CPU, memory, disk, network and GPU during a training, sampled by a thread."""
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import SimpleNamespace
 
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
+from vision.tracking.spool import Spool
+
 
 @contextmanager
-def sample(uri: str, run_id: str, log: Callable[[Mapping[str, float], int], None]) -> Iterator[None]:
-    """Call `log(metrics, step)` every ten seconds, or as often as MLflow's variables say, after the run's last step.
+def sample_system_metrics(spool: Spool) -> Iterator[None]:
+    """Log a sample every ten seconds, or as often as MLflow's variables say, after the run's last step.
 
     MLflow's own thread is not used because it ends, and drops its samples, at the first request that fails.
     """
-    monitor = SystemMetricsMonitor(run_id, resume_logging=True, tracking_uri=uri)
-    monitor.mlflow_logger = SimpleNamespace(record_metrics=log)
+    monitor = SystemMetricsMonitor(spool.run_id, resume_logging=True, tracking_uri=spool.uri)
+    monitor.mlflow_logger = SimpleNamespace(
+        record_metrics=lambda metrics, step: spool.put({"metrics": metrics, "step": step})
+    )
     stop = threading.Event()
 
-    def run() -> None:
+    def sample() -> None:
         while True:
             for _ in range(monitor.samples_before_logging):
                 if stop.wait(monitor.sampling_interval):
@@ -27,7 +31,7 @@ def sample(uri: str, run_id: str, log: Callable[[Mapping[str, float], int], None
                     monitor.collect_metrics()
             monitor.publish_metrics(monitor.aggregate_metrics())
 
-    thread = threading.Thread(target=run, daemon=True)
+    thread = threading.Thread(target=sample, daemon=True)
     thread.start()
     try:
         yield
