@@ -57,11 +57,11 @@ def training_run(
                 run.spool.put({"params": dict(flatten(used))})
                 digest = (tags.get("dvc.data") or stats.split_digest)[:36]  # MLflow's limit
                 run.spool.put({"dataset": "data/processed", "digest": digest})
-        if params.tracking.registry:
-            classes = json.dumps(stats.classes, ensure_ascii=False)
-            if len(classes) > 1000:  # the length of a tag is limited
-                classes = hashlib.sha256(classes.encode()).hexdigest()
-            run.version_tags = {"classes": classes, "split_digest": stats.split_digest}
+            if params.tracking.registry:
+                classes = json.dumps(stats.classes, ensure_ascii=False)
+                if len(classes) > 1000:  # the length of a tag is limited
+                    classes = hashlib.sha256(classes.encode()).hexdigest()
+                run.version_tags = {"classes": classes, "split_digest": stats.split_digest}
         if params.tracking.tensorboard:
             folder = earlier["tensorboard"] or f"tensorboard/{name}-{uuid.uuid4().hex[:6]}"
             stack.enter_context(_write_events(run, folder, purge_step=0))  # hides what a killed training wrote
@@ -99,24 +99,24 @@ def _open_run(settings: Tracking, name: str, tags: Mapping[str, str], run_id: st
         yield Run()
         return
     uri = store.tracking_uri()
-    with ExitStack() as stack:
-        with store.opening(uri):
-            client = store.connect(uri, store.OPENING_LOCK_TIMEOUT)
-            from vision.tracking.spool import Spool
+    with store.opening(uri):
+        client = store.connect(uri, store.OPENING_LOCK_TIMEOUT)
+        from vision.tracking.spool import Spool
 
-            experiment_id = store.get_experiment_id(client, settings.experiment)
-            old = store.find_run(client, run_id) if run_id else None
-            if old is None or old.info.experiment_id != experiment_id:
-                old = client.create_run(experiment_id, run_name=name)
-            spool = Spool(uri, old.info.run_id)
-            stack.enter_context(spool.publishing())
-            run = Run(spool)
-            if spool.run_id == run_id:
+        experiment_id = store.get_experiment_id(client, settings.experiment)
+        found = store.find_run(client, run_id) if run_id else None
+        if found is None or found.info.experiment_id != experiment_id:
+            found = client.create_run(experiment_id, run_name=name)
+        spool = Spool(uri, found.info.run_id)
+    with spool.publishing():
+        run = Run(spool)
+        if spool.run_id == run_id:
+            with store.opening(uri):
                 spool.flush()
                 if spool.files():
                     raise UserError(f"{spool.folder}: cannot be logged; set tracking.enabled: false in params.yaml")
-                client.update_run(spool.run_id, status="RUNNING", name=name)
-                run.logged_epochs = {metric.step for metric in client.get_metric_history(spool.run_id, "train/loss")}
+                client.update_run(run_id, status="RUNNING", name=name)
+                run.logged_epochs = {metric.step for metric in client.get_metric_history(run_id, "train/loss")}
         server = store.public_uri(uri).rstrip("/") if uri.startswith("http") else "http://127.0.0.1:5000"
         run.record["mlflow"] = {
             "run_id": spool.run_id,

@@ -117,21 +117,12 @@ def _make_client(uri: str) -> "MlflowClient":
 def _create_sqlite(file: Path) -> None:
     """Create the tables of a missing database under another name, because MLflow cannot use a half-created one."""
     from mlflow import MlflowClient
-    from sqlalchemy import Engine, event
 
-    def disable_fsync(connection: sqlite3.Connection, _: object) -> None:
-        connection.execute("PRAGMA synchronous = OFF")  # MLflow's hundreds of commits would take five seconds
-
-    file.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{file}.lock"):  # two processes that create the tables at once would both fail
         if not file.exists():
             with atomic_write(file) as partial:
                 partial.unlink(missing_ok=True)
-                event.listen(Engine, "connect", disable_fsync)
-                try:
-                    MlflowClient(f"{_SQLITE}{partial}")
-                finally:
-                    event.remove(Engine, "connect", disable_fsync)
+                MlflowClient(f"{_SQLITE}{partial}")
 
 
 def get_experiment_id(client: "MlflowClient", name: str) -> str:

@@ -17,19 +17,17 @@ def sample_system_metrics(spool: Spool) -> Iterator[None]:
     MLflow's own thread is not used because it ends, and drops its samples, at the first request that fails.
     """
     monitor = SystemMetricsMonitor(spool.run_id, resume_logging=True, tracking_uri=spool.uri)
+    interval = monitor.sampling_interval * monitor.samples_before_logging
+    stop = threading.Event()
     monitor.mlflow_logger = SimpleNamespace(
         record_metrics=lambda metrics, step: spool.put({"metrics": metrics, "step": step})
     )
-    stop = threading.Event()
 
     def sample() -> None:
-        while True:
-            for _ in range(monitor.samples_before_logging):
-                if stop.wait(monitor.sampling_interval):
-                    return
-                with suppress(Exception):  # a sample that fails is not worth a warning
-                    monitor.collect_metrics()
-            monitor.publish_metrics(monitor.aggregate_metrics())
+        while not stop.wait(interval):
+            with suppress(Exception):  # a sample that fails is not worth a warning
+                monitor.collect_metrics()
+                monitor.publish_metrics(monitor.aggregate_metrics())
 
     thread = threading.Thread(target=sample, daemon=True)
     thread.start()

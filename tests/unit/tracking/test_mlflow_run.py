@@ -406,20 +406,6 @@ def test_experiments_in_copies_write_at_once_to_a_new_store_of_the_checkout_that
         assert (artifacts / "code/train.py").read_text() == TRAIN
 
 
-def test_what_is_written_after_the_tables_were_made_is_waited_for(tmp_path: Path) -> None:
-    script = """
-import sys
-from sqlalchemy import create_engine
-from vision.tracking import store
-store.connect(sys.argv[1])
-with create_engine(sys.argv[1]).connect() as connection:
-    print(connection.exec_driver_sql("PRAGMA synchronous").scalar())
-"""
-    command = [sys.executable, "-c", script, f"sqlite:///{tmp_path}/mlflow.db"]
-    done = subprocess.run(command, cwd=ROOT / "stages", capture_output=True, text=True, check=True)
-    assert done.stdout == "2\n", "FULL, SQLite's default"
-
-
 def test_a_relative_sqlite_file_is_at_the_main_root(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
     at(monkeypatch, store / ".dvc/tmp/exps/standalone/tmpx")

@@ -429,6 +429,17 @@ def test_two_processes_never_publish_the_same_run_at_once(root: Path, run_id: st
     assert list((root / "unlogged").iterdir()) == []
 
 
+def test_a_second_process_of_a_run_overwrites_nothing(root: Path, run_id: str) -> None:
+    first, second = (Spool(store.tracking_uri(), run_id) for _ in range(2))
+    with broken(root):
+        for number, waiting in enumerate((first, second), 1):
+            with waiting.publishing():
+                put(waiting, number)
+    with Spool(store.tracking_uri(), run_id).publishing():
+        pass
+    assert logged(run_id) == [1, 2]
+
+
 def test_a_training_that_was_killed_continues_with_what_waits(root: Path) -> None:
     with mlflow_run.training_run(params(), STATS) as run:
         run.log_epoch(epoch(1))
