@@ -83,7 +83,7 @@ class Spool:
 
     def files(self) -> list[Path]:
         """The files of the calls that wait, in order."""
-        return sorted(self.folder.glob("*.json"))
+        return sorted(self.folder.glob("[0-9]*.json"))
 
     def _attempt(self) -> None:
         """Publish what waits, unless an attempt has just failed."""
@@ -109,12 +109,12 @@ class Spool:
             path = None
             try:
                 call = json.loads(file.read_text(encoding="utf-8"))
-                if call.pop("tracking_uri") != store.recorded_uri(self.uri):
+                if call.pop("tracking_uri", "") != store.recorded_uri(self.uri):
                     return
                 if "path" in call:
                     path = self.folder / call.pop("path")
                     path.stat()
-            except (ValueError, KeyError, OSError):  # the machine lost power
+            except (ValueError, OSError):  # the machine lost power
                 store.warn(f"{file}: a record is damaged; skipped")
             else:
                 send(client, self.run_id, call, path)
@@ -132,7 +132,7 @@ class Spool:
 
     def _report(self) -> None:
         waiting = f"not logged yet: {len(self.files())} record(s) of run {self.run_id}, in {self.folder}"
-        store.warn(f"{self._error}; {waiting}; `dvc repro -sf report` tries again")
+        store.warn(f"{self._error or 'they belong to another store'}; {waiting}; `dvc repro -sf report` tries again")
 
 
 @contextmanager

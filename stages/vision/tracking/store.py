@@ -78,10 +78,7 @@ def sqlite_path(uri: str) -> Path | None:
 
 def connect(uri: str, lock_timeout: float = TIMEOUT) -> "MlflowClient":
     """Connect to a store that answers; a missing SQLite file is created. Raises what MLflow or the database raises."""
-    for variable, value in MLFLOW_VARIABLES.items():
-        os.environ.setdefault(variable, value)
-    with importing():
-        import mlflow  # noqa: F401
+    _import_mlflow(uri)
     if file := sqlite_path(uri):
         _create_sqlite(file)
         with contextlib.closing(sqlite3.connect(file, timeout=lock_timeout)) as connection:
@@ -99,19 +96,28 @@ def connect(uri: str, lock_timeout: float = TIMEOUT) -> "MlflowClient":
 
 
 @cache
-def _make_client(uri: str) -> "MlflowClient":
-    import mlflow
+def _import_mlflow(uri: str) -> None:
+    """Import MLflow with its variables, and set the global URI, by which an SQL registry finds logged models."""
+    for variable, value in MLFLOW_VARIABLES.items():
+        os.environ.setdefault(variable, value)
+    with importing():
+        import mlflow
 
-    # An SQL registry finds logged models by the global URI. MLflow also sets the variable, which has to stay as it is.
     before = os.environ.get("MLFLOW_TRACKING_URI")
-    mlflow.set_tracking_uri(uri)
+    mlflow.set_tracking_uri(uri)  # sets the variable, too, which has to stay as it is
     os.environ.pop("MLFLOW_TRACKING_URI", None)
     if before is not None:
         os.environ["MLFLOW_TRACKING_URI"] = before
+
+
+@cache
+def _make_client(uri: str) -> "MlflowClient":
+    from mlflow import MlflowClient
+
     # MLflow places the artifacts of new experiments in mlruns/ of the working directory.
     file = sqlite_path(uri)
     with importing(), contextlib.chdir(file.parent if file else "."):
-        return mlflow.MlflowClient(uri)
+        return MlflowClient(uri)
 
 
 def _create_sqlite(file: Path) -> None:
