@@ -41,7 +41,7 @@ class Spool:
 
     @contextmanager
     def publishing(self) -> Iterator[None]:
-        """Publish in a thread during the block. At its end, make one more attempt and print what still waits.
+        """Publish in a thread during the block. At its end, make one more attempt.
 
         If the store has not failed, publish what earlier commands could not, unless another process has the run open.
         """
@@ -52,8 +52,6 @@ class Spool:
                 yield
             finally:
                 self.flush()
-                if self.files():
-                    self._report()
                 if not self._error:
                     self._publish_other_runs()
 
@@ -77,9 +75,13 @@ class Spool:
         self._thread.submit(self._attempt)
 
     def flush(self) -> None:
-        """Wait until the thread has made another attempt to publish."""
-        self._next_attempt = 0.0
-        self._thread.submit(self._attempt).result()
+        """Wait until the thread has made another attempt to publish, and printed why if that has failed."""
+
+        def attempt() -> None:
+            self._next_attempt, self._error = 0.0, ""
+            self._attempt()
+
+        self._thread.submit(attempt).result()
 
     def files(self) -> list[Path]:
         """The files of the calls that wait, in order."""
@@ -93,13 +95,13 @@ class Spool:
             self._publish()
             self._error = ""
         except Exception as error:
-            is_first = not self._error
-            self._error = store.format_error(self.uri, error)
+            reason = store.format_error(self.uri, error)
             if getattr(error, "error_code", "") in ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST"):
-                self._error += f"; if the run was deleted, `mlflow runs restore --run-id {self.run_id}` restores it"
-            self._waited, self._next_attempt = True, time.monotonic() + _PAUSE
-            if is_first:
-                self._report()
+                reason += f"; if the run was deleted, `mlflow runs restore --run-id {self.run_id}` restores it"
+            if not self._error:
+                waiting = f"{len(self.files())} record(s) of run {self.run_id}, in {self.folder}"
+                store.warn(f"{reason}; not logged yet: {waiting}; `dvc repro -sf report` tries again")
+            self._error, self._waited, self._next_attempt = reason, True, time.monotonic() + _PAUSE
 
     def _publish(self) -> None:
         """Send what waits, in order; nothing if the run is in another store. Raises what MLflow raises."""
@@ -129,10 +131,6 @@ class Spool:
         for folder in sorted(self.folder.parent.glob("*/")):
             with suppress(OSError), _lock(folder, blocking=False):  # another process has the run open
                 Spool(self.uri, folder.name)._attempt()
-
-    def _report(self) -> None:
-        waiting = f"not logged yet: {len(self.files())} record(s) of run {self.run_id}, in {self.folder}"
-        store.warn(f"{self._error or 'they belong to another store'}; {waiting}; `dvc repro -sf report` tries again")
 
 
 @contextmanager

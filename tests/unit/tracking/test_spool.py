@@ -9,6 +9,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -368,6 +369,26 @@ def test_an_attempt_is_repeated_after_a_pause(root: Path, run_id: str, monkeypat
         put(waiting, 2)
         wait_until_published(waiting.folder)
         assert logged(run_id) == [1, 2]
+
+
+def test_the_last_attempt_waits_for_one_that_is_under_way_and_fails(
+    root: Path, run_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = threading.Event()
+
+    def fail_once(*record: Any) -> None:
+        if not started.is_set():
+            started.set()
+            time.sleep(0.5)
+            raise ConnectionError("lost")
+        send(*record)
+
+    monkeypatch.setattr(spool, "send", fail_once)
+    waiting = Spool(store.tracking_uri(), run_id)
+    with waiting.publishing():
+        put(waiting, 1)
+        started.wait()
+    assert logged(run_id) == [1]
 
 
 def test_a_damaged_record_is_skipped(root: Path, run_id: str, capfd: pytest.CaptureFixture[str]) -> None:
