@@ -176,9 +176,9 @@ def run_side(side: str, recipe: str, data: Path, epochs: int | None) -> None:
     # As many random images are left out as the recipe holds out for validation.
     held_out = round(params["preprocess"]["val_fraction"] * len(labels))
     indices = np.random.default_rng(0).permutation(len(labels))[held_out:]
-    if side == "ours":  # as stages/train.py does; before the first tensor is copied, which starts threads
-        keep_freed_memory()
-        flush_denormals()
+    # As stages/train.py does, for both sides, before the first tensor is copied, which starts threads.
+    keep_freed_memory()
+    flush_denormals()
     torch.manual_seed(0)
 
     def on_epoch(seconds: float, accuracy: float) -> None:

@@ -1,8 +1,8 @@
 """Run the scripts of other CIFAR-10 speed records from their checkouts.
 
-On CUDA a script runs unchanged. For a CPU its source is changed in a temporary copy: bfloat16 instead of half precision
-(so their weights have three bits less), a clock instead of CUDA events, no compilation, no pinned memory. The
-hyperparameters are unchanged.
+On CUDA a script runs unchanged, but for the pauses in which the GPU cools. For a CPU its source is changed in a
+temporary copy: bfloat16 instead of half precision (so their weights have three bits less), a clock instead of CUDA
+events, no compilation, no CUDA graphs, no pinned memory. The hyperparameters are unchanged.
 """
 
 import importlib.util
@@ -17,14 +17,32 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import fulcrum
 import numpy as np
 import torch
+from contender import Run, count_flops, read_clock
 from torch import Tensor
 
-SCRIPTS = {"airbench": "airbench94_muon.py", "hiverge": "cifar10_speedrun.py", "airbench96": "airbench96_faster.py"}
+SCRIPTS = {
+    "airbench": "airbench94_muon.py",
+    "hiverge": "cifar10_speedrun.py",
+    "fulcrum_e5": "fable-100m/recipes/e5_1.80s_single-gpu.py",
+    "fulcrum_e1": "fable-100m/recipes/e1_1.74s_single-gpu_CHAMPION.py",
+    "airbench96": "airbench96_faster.py",
+}
+"""Where the script of a peer is in its checkout."""
+CHECKOUTS = {
+    "airbench": ("airbench",),
+    "hiverge": ("hiverge",),
+    "fulcrum": ("fulcrum_e5", "fulcrum_e1"),
+    "airbench96": ("airbench96",),
+}
+"""Which peers a checkout has."""
 
+CHANGES = [(r"\btime\.sleep\(\d+\)", "pass")]
 FOR_CPU = [
     (r"(?m)^\s*@torch\.compile.*\n", ""),
+    (r"torch\.compile\((\w+)[^()]*\)", r"\1"),
     (r"\.half\(\)", ".bfloat16()"),
     (r"torch\.half\b", "torch.bfloat16"),
     (r"\.cuda\(\)", ""),
@@ -48,68 +66,57 @@ class Clock:
 
 
 def iter_runs(
-    name: str, checkout: Path, data: dict[str, np.ndarray], device: torch.device, repeats: int, seed: int
-) -> Iterator[dict[str, float]]:
+    name: str, checkout: Path, data: dict[str, list[np.ndarray]], device: torch.device, repeats: int, seed: int
+) -> Iterator[Run]:
     """Run a peer's training `repeats` times, with the seeds from `seed` on, after a warm-up on CUDA, where it compiles.
 
-    `seconds` are those that the script counts: whitening, training and test-time augmentation, without reading the
-    data. `warm_up` is the duration of the warm-up in seconds.
+    The clock is that of https://github.com/fulcrumresearch/cifar-10-speedrun: `seconds` include resetting the weights
+    and the whitening of each run, and exclude reading the data, building and compiling.
+
+    Args:
+        name: one of `SCRIPTS`.
+        checkout: its folder.
+        data: images, uint8 [N, 32, 32, 3], and labels, uint8 [N], of `train` and `test`.
+        device: CPU or CUDA.
+        repeats: how many trainings.
+        seed: of the first one.
     """
-    script = checkout / SCRIPTS[name]
-    source = script.read_text()
-    if device.type == "cpu":
-        for pattern, replacement in FOR_CPU:
-            source = re.sub(pattern, replacement, source)
+    source = (checkout / SCRIPTS[name]).read_text()
+    for pattern, replacement in CHANGES + (FOR_CPU if device.type == "cpu" else []):
+        source = re.sub(pattern, replacement, source)
     with TemporaryDirectory() as folder:
         os.chdir(folder)
         Path("cifar10").mkdir()
-        for split in ("train", "test"):
-            images, labels = (torch.from_numpy(data[f"{split}_{kind}"]) for kind in ("images", "labels"))
+        for split, arrays in data.items():
+            images, labels = map(torch.from_numpy, arrays)
             torch.save({"images": images, "labels": labels.long(), "classes": []}, f"cifar10/{split}.pt")
+        os.environ["CIFAR_DATA"] = "cifar10"
         Path("peer.py").write_text(source)
         sys.argv[0] = "peer.py"  # the scripts read themselves
         peer = _import_script(Path("peer.py"))
-        result: dict[str, Any] = {}
-        train, images_per_step, flops = (
-            _prepare_two_nets(peer, device) if name == "airbench96" else _prepare_one_net(peer, device)
-        )
-
-        def record(variables: dict[str, Any], is_final_entry: bool) -> None:
-            steps, seconds = (next(variables[key] for key in keys if key in variables) for keys in (STEPS, SECONDS))
-            result.update(
-                one_view=variables["val_acc"],
-                tta=variables.get("tta_val_acc"),
-                seconds=seconds,
-                images=steps * images_per_step(variables),
-            )
-
-        peer.print_training_details = record
-        started = time.perf_counter()
-        if device.type == "cuda":
-            train("warmup")
-            torch.cuda.synchronize()
-        warm_up = time.perf_counter() - started
+        started = read_clock()
+        if name.startswith("fulcrum"):
+            train = fulcrum.prepare(peer, device)
+        else:
+            train = _prepare_two_nets(peer, device) if name == "airbench96" else _prepare_one_net(peer, device)
+        warm_up = read_clock() - started
         for run in range(repeats):
             torch.manual_seed(seed + run)
             random.seed(seed + run)
-            train(run)
-            yield {**result, "warm_up": warm_up, "flops": flops * result["images"]}
+            yield {**train(run), "warm_up": warm_up}
 
 
-STEPS, SECONDS = ("step", "current_steps"), ("time_seconds", "total_time_seconds")
-Peer = tuple[Callable[[int | str], object], Callable[[dict[str, Any]], int], float]
-"""A function that trains, the images per step (a function of the script's variables), and the operations per image."""
-
-
-def _prepare_one_net(peer: Any, device: torch.device) -> Peer:
-    flops = _count_flops(peer.CifarNet())
+def _prepare_one_net(peer: Any, device: torch.device) -> Callable[[int], Run]:
+    flops = count_flops(peer.CifarNet(), 32)
     model = peer.CifarNet().to(device).to(memory_format=torch.channels_last)
     if device.type == "cuda":
         model.compile(mode="max-autotune")
-    return lambda run: peer.main(run, model), lambda variables: variables["train_loader"].batch_size, flops
+    return _prepare_main(
+        peer, device, lambda run: peer.main(run, model), lambda variables: variables["train_loader"].batch_size, flops
+    )
 
 
-def _prepare_two_nets(peer: Any, device: torch.device) -> Peer:
+def _prepare_two_nets(peer: Any, device: torch.device) -> Callable[[int], Run]:
     """A small network selects the half of each batch that the large one is trained on. Its operations are not counted.
 
     The large one exists twice: with a trainable bias in the first layer, and with a frozen one.
@@ -118,9 +125,55 @@ def _prepare_two_nets(peer: Any, device: torch.device) -> Peer:
     nets = [peer.make_net(peer.hyp[size]) for size in ("proxy", "net", "net")]
     for net in (nets[0], nets[2]):
         net[0].bias.requires_grad = False
-    flops = _count_flops(peer.make_net(peer.hyp["net"]).to("cpu"))
+    flops = count_flops(peer.make_net(peer.hyp["net"]).to("cpu"), 32)
     compiled = [torch.compile(net, **options) for net in nets]
-    return lambda run: peer.main(run, peer.hyp, *compiled), lambda variables: len(variables["inputs"]), flops
+    return _prepare_main(
+        peer, device, lambda run: peer.main(run, peer.hyp, *compiled), lambda variables: len(variables["inputs"]), flops
+    )
+
+
+STEPS, SECONDS = ("step", "current_steps"), ("time_seconds", "total_time_seconds")
+
+
+def _prepare_main(
+    peer: Any,
+    device: torch.device,
+    main: Callable[[int | str], object],
+    images_per_step: Callable[[dict[str, Any]], int],
+    flops_per_image: float,
+) -> Callable[[int], Run]:
+    """Return a function that calls the script's `main` and takes the results from what it prints at its end."""
+    found: dict[str, Any] = {}
+    evaluate = peer.evaluate
+
+    def evaluate_and_time(*args: Any, tta_level: int = 0) -> float:
+        started = read_clock()
+        accuracy: float = evaluate(*args, tta_level=tta_level)
+        if tta_level:
+            found["tta_seconds"] = read_clock() - started
+        return accuracy
+
+    def record(variables: dict[str, Any], is_final_entry: bool) -> None:
+        steps, seconds = (next(variables[key] for key in keys if key in variables) for keys in (STEPS, SECONDS))
+        found.update(images=steps * images_per_step(variables), seconds=seconds, one_view=variables["val_acc"])
+        if is_final_entry:
+            found["tta"] = variables["tta_val_acc"]
+
+    def train(run: int) -> Run:
+        main(run)
+        return Run(
+            one_view=found["one_view"],
+            tta=found["tta"],
+            seconds=found["seconds"] - found["tta_seconds"],
+            tta_seconds=found["tta_seconds"],
+            images=found["images"],
+            flops=flops_per_image * found["images"],
+        )
+
+    peer.evaluate, peer.print_training_details = evaluate_and_time, record
+    if device.type == "cuda":
+        main("warmup")
+    return train
 
 
 def _import_script(path: Path) -> Any:
@@ -150,10 +203,3 @@ def _minimal_torchvision() -> dict[str, types.ModuleType]:
     transforms.__dict__["Normalize"] = Normalize
     package.__dict__["transforms"] = transforms
     return {"torchvision": package, "torchvision.transforms": transforms}
-
-
-def _count_flops(network: torch.nn.Module) -> float:
-    """Count approximately: the whitening layer's bias, trained in the first steps only, is counted in all steps."""
-    from vision.core.flops import training_flops
-
-    return training_flops(network.float(), torch.zeros(1, 3, 32, 32))

@@ -3,13 +3,18 @@
     python benchmarks/speed.py                                      # recipes/speedrun94, five runs
     python benchmarks/speed.py --airbench ../cifar10-airbench       # and airbench94_muon, in turn
     python benchmarks/speed.py --hiverge ../cifar10-speedrun        # and cifar10_speedrun
+    python benchmarks/speed.py --fulcrum ../cifar-10-speedrun       # and its recipes E5 and E1
     python benchmarks/speed.py --validate                           # score held-out training images, for tuning
+    python benchmarks/speed.py --limit 4000 --rounds 1              # try the command on the first 4,000 images
 
-Needs only torch and numpy, and `data/raw` (run `dvc repro download`). Our seconds include everything from reading the
-files to the end of the test-time augmentation; those of the peers are what their scripts count, which excludes reading
-the data. images/s are those trained on, and the share of the measured peak is the arithmetic of training, both per
-second of this time. Each contender runs in a separate process in each round. On CUDA, where they compile, a process
-runs several times (`--repeats`). The pipeline trains a recipe in the same way, but also validates and records.
+Needs only torch and numpy, and `data/raw` (run `dvc repro download`). The seconds are those of preparing and training,
+without reading the data, building and compiling; those of the averaged views stand beside them. images/s are those
+trained on, and the share of the measured peak is the arithmetic of training, both per second of training. Each
+contender runs in a separate process in each round. On CUDA, where they compile, a process runs several times
+(`--repeats`). The pipeline trains a recipe in the same way, but also validates and records.
+
+A peer's process gets the settings that the pipeline gives its own: it keeps freed memory and treats denormal numbers
+as 0. A second row has each peer as downloaded, without them (`--no-as-downloaded` leaves it out).
 """
 
 import argparse
@@ -19,7 +24,6 @@ import re
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "stages"))
 import numpy as np
 import peers
 import torch
+from contender import Run, read_clock
 
 from vision.core import flops, inference, loop
 from vision.core.config import AugmentConfig, OptimizerConfig, TrainConfig, TTAConfig
@@ -109,18 +114,21 @@ def build_network(params: Params, mean: list[float], std: list[float]) -> Classi
     return create_model(section["name"], options, inputs, 10)
 
 
+def read_split(options: argparse.Namespace, split: str) -> list[np.ndarray]:
+    """Read the images and labels of a split, the first `--limit` of them."""
+    return [np.load(options.data / f"{split}_{name}.npy")[: options.limit] for name in ARRAYS]
+
+
 def load_data(options: argparse.Namespace, device: torch.device) -> tuple[ImageDataset, ImageDataset]:
     """Read the training and test splits; with --validate, both are parts of the training split."""
-    images, labels = (torch.tensor(np.load(options.data / f"train_{name}.npy"), device=device) for name in ARRAYS)
+    images, labels = (torch.tensor(array, device=device) for array in read_split(options, "train"))
     if options.validate:
-        held_out, *others = torch.randperm(len(labels), device=device).split(5000)
+        held_out, *others = torch.randperm(len(labels), device=device).split(len(labels) // 10)
         train = torch.cat(others)
         return ImageDataset(images[train], labels[train].long()), ImageDataset(
             images[held_out], labels[held_out].long()
         )
-    test_images, test_labels = (
-        torch.tensor(np.load(options.data / f"test_{name}.npy"), device=device) for name in ARRAYS
-    )
+    test_images, test_labels = (torch.tensor(array, device=device) for array in read_split(options, "test"))
     return ImageDataset(images, labels.long()), ImageDataset(test_images, test_labels.long())
 
 
@@ -128,45 +136,47 @@ class OurRuns:
     """Our trainings of a recipe."""
 
     def __init__(self, params: Params, options: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> None:
-        """Set up the process as stages/train.py does."""
+        """Take the recipe's parameters, with the kernels that they ask for."""
         self.params, self.options, self.device, self.dtype = params, options, device, dtype
         self.compiled: Classifier | None = None
-        keep_freed_memory()
-        flush_denormals()
         if params["train"]["deterministic"]:
             compute_deterministically()
 
-    def __iter__(self) -> Iterator[dict[str, float]]:
+    def __iter__(self) -> Iterator[Run]:
         """Train and test `repeats` times, with the seeds from `seed` on; warm up before, on CUDA or to compile."""
         warm_up = 0.0
         if self.device.type == "cuda" or self.options.compile:
-            warm_up = self.run(self.options.seed + self.options.repeats - 1)["seconds"]
+            started = read_clock()
+            self.run(self.options.seed + self.options.repeats - 1)
+            warm_up = read_clock() - started
         for repeat in range(self.options.repeats):
             yield {**self.run(self.options.seed + repeat), "warm_up": warm_up}
 
-    def run(self, seed: int) -> dict[str, float]:
+    def run(self, seed: int) -> Run:
         """Train and test once."""
-        start = time.perf_counter()
         torch.manual_seed(seed)
         train, test = load_data(self.options, self.device)
+        started = read_clock()
         model = self.build_model(train)
         config = train_config(self.params, seed, self.dtype)
         result = loop.fit(model, train, ImageDataset(train.images[:0], train.labels[:0]), config)
+        trained = read_clock()
         evaluate = self.params["evaluate"]
         tta = TTAConfig(evaluate["batch_size"], self.dtype, evaluate["tta"], evaluate["tta_fraction"])
         one_view = inference.predict(model, test.images, tta.batch_size, self.dtype)
         logits = inference.predict_tta(model, test.images, one_view, tta)
+        tta_seconds = read_clock() - trained
         one_view_accuracy, accuracy = (
             (found.argmax(1) == test.labels).float().mean().item() for found in (one_view, logits)
         )
-        seconds = time.perf_counter() - start
-        return {
-            "one_view": one_view_accuracy,
-            "tta": accuracy,
-            "seconds": seconds,
-            "images": sum(epoch.images for epoch in result.history),
-            "flops": count_flops(self.params, result.history),
-        }
+        return Run(
+            one_view=one_view_accuracy,
+            tta=accuracy,
+            seconds=trained - started,
+            tta_seconds=tta_seconds,
+            images=sum(epoch.images for epoch in result.history),
+            flops=count_flops(self.params, result.history),
+        )
 
     def build_model(self, train: ImageDataset) -> Classifier:
         """Build the network; with --compile, later runs load new weights into the model that was compiled first."""
@@ -194,24 +204,28 @@ def count_flops(params: Params, history: list[loop.EpochMetrics]) -> float:
     return sum(epoch.images * per_image[epoch.image_scale] for epoch in history)
 
 
-def format_table(found: dict[str, list[dict[str, float]]]) -> str:
+def format_table(runs_by_name: dict[str, list[Run]]) -> str:
     """Return a Markdown table with a row per contender, and the ratios of the times of each round."""
     rows = [
-        "| | averaged views | one view | n | seconds, median | from, to | warm-up | images/s | share of peak |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| | averaged views | one view | n | training, s, median | from, to | averaged views, s | warm-up, s "
+        "| images/s | share of peak |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for name, runs in found.items():
+    for name, runs in runs_by_name.items():
         seconds = [run["seconds"] for run in runs]
         images_per_s = statistics.median(run["images"] / run["seconds"] for run in runs)
         share = statistics.median(run["flops"] / run["seconds"] / run["peak"] for run in runs)
         rows.append(
-            f"| {name} | {_format_spread(runs, 'tta')} | {_format_spread(runs, 'one_view')} | {len(runs)} "
+            f"| {name} | {_format_spread([run['tta'] for run in runs])} "
+            f"| {_format_spread([run['one_view'] for run in runs])} | {len(runs)} "
             f"| {statistics.median(seconds):.2f} | {min(seconds):.2f}, {max(seconds):.2f} "
+            f"| {statistics.median(run['tta_seconds'] for run in runs):.2f} "
             f"| {statistics.median(run['warm_up'] for run in runs):.0f} | {images_per_s:,.0f} | {share:.0%} |"
         )
-    ours, *others = found
+    ours, *others = runs_by_name
     for other in others:
-        ratios = [a["seconds"] / b["seconds"] for a, b in zip(found[ours], found[other], strict=True)]
+        pairs = zip(runs_by_name[ours], runs_by_name[other], strict=True)
+        ratios = [a["seconds"] / b["seconds"] for a, b in pairs]
         rows.append(
             f"\n{ours} takes {statistics.median(ratios):.3f} of the time of {other} "
             f"({min(ratios):.3f} to {max(ratios):.3f}, n = {len(ratios)})"
@@ -219,8 +233,8 @@ def format_table(found: dict[str, list[dict[str, float]]]) -> str:
     return "\n".join(rows)
 
 
-def _format_spread(runs: list[dict[str, float]], key: str) -> str:
-    values = [100 * run[key] for run in runs]
+def _format_spread(accuracies: list[float]) -> str:
+    values = [100 * accuracy for accuracy in accuracies]
     spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.2f}%{spread}"
 
@@ -230,22 +244,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", type=Path, default=ROOT / "recipes/speedrun94")
     parser.add_argument("--data", type=Path, default=ROOT / "data/raw")
-    for name, script in peers.SCRIPTS.items():
-        parser.add_argument(f"--{name}", type=Path, help=f"a checkout with {script}")
+    for option, names in peers.CHECKOUTS.items():
+        scripts = " and ".join(peers.SCRIPTS[name] for name in names)
+        parser.add_argument(f"--{option}", type=Path, metavar="CHECKOUT", help=f"with {scripts}")
+    parser.add_argument(
+        "--as-downloaded", action=argparse.BooleanOptionalAction, default=True,
+        help="a second row for each peer, without the settings of our process",
+    )  # fmt: skip
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--repeats", type=int, default=1, help="runs per round")
     parser.add_argument("--seed", type=int, default=0, help="of the first run")
     parser.add_argument("--compile", action="store_true", help="compile our network too")
     parser.add_argument("--validate", action="store_true", help="hold out 5,000 training images and score those")
+    parser.add_argument("--limit", type=int, metavar="N", help="take the first N images of each split only")
     parser.add_argument("--contender", help=argparse.SUPPRESS)
     options = parser.parse_args()
 
     if options.contender:
         print_runs(options)
         return
-    check(options)
-    contenders = [options.recipe.name, *(name for name in peers.SCRIPTS if getattr(options, name))]
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in contenders}
+    checkouts = find_checkouts(options)
+    check(options, checkouts)
+    contenders = [options.recipe.name, *checkouts]
+    if options.as_downloaded:
+        contenders += [name + AS_DOWNLOADED for name in checkouts]
+    found: dict[str, list[Run]] = {name: [] for name in contenders}
     for number in range(options.rounds):
         for name in contenders:
             seed = ["--seed", str(options.seed + number * options.repeats)]
@@ -260,12 +283,20 @@ def main() -> None:
     print(format_table(found))
 
 
-def check(options: argparse.Namespace) -> None:
+AS_DOWNLOADED = ", as downloaded"
+
+
+def find_checkouts(options: argparse.Namespace) -> dict[str, Path]:
+    """Return the selected peers with their checkouts."""
+    selected = {option: getattr(options, option) for option in peers.CHECKOUTS}
+    return {name: path.resolve() for option, path in selected.items() if path for name in peers.CHECKOUTS[option]}
+
+
+def check(options: argparse.Namespace, checkouts: dict[str, Path]) -> None:
     """Exit with a line per problem, if the runs are not possible or would not be comparable."""
-    selected = [name for name in peers.SCRIPTS if getattr(options, name)]
     missing = [
         *(options.data / f"{split}_{kind}.npy" for split in ("train", "test") for kind in ARRAYS),
-        *(getattr(options, name) / peers.SCRIPTS[name] for name in selected),
+        *(path / peers.SCRIPTS[name] for name, path in checkouts.items()),
     ]
     problems = [f"{path}: not found" for path in missing if not path.exists()]
     if options.rounds < 1 or options.repeats < 1:
@@ -283,9 +314,9 @@ def check(options: argparse.Namespace) -> None:
         problems.append("model.weights and model.freeze_epochs are not supported here")
     if preprocess["val_fraction"] and not options.validate:
         problems.append("the recipe holds out images: use --validate, or preprocess.val_fraction=0.0")
-    if options.validate and selected:
+    if options.validate and checkouts:
         problems.append("--validate: the peers train on all images and are scored on the test split")
-    if selected and device.type not in ("cpu", "cuda"):
+    if checkouts and device.type not in ("cpu", "cuda"):
         problems.append(f"the peers run on a CPU or on CUDA, not on {device.type}")
     if problems:
         sys.exit("\n".join(f"speed.py: {problem}" for problem in problems))
@@ -295,13 +326,17 @@ def print_runs(options: argparse.Namespace) -> None:
     """Run one contender; print a line of JSON per run."""
     params = read_params(ROOT / "params.yaml", options.recipe)
     device, dtype = select_device(params["train"]["device"], params["train"]["precision"])
-    if options.contender in peers.SCRIPTS and device.type == "cuda":
+    peer = options.contender.removesuffix(AS_DOWNLOADED)
+    if options.contender == peer:  # as stages/train.py does, before the first tensor, which starts threads
+        keep_freed_memory()
+        flush_denormals()
+    checkouts = find_checkouts(options)
+    if peer in checkouts and device.type == "cuda":
         dtype = torch.half  # the peers' precision
     peak = flops.peak_flops(device, dtype)
-    if options.contender in peers.SCRIPTS:
-        arrays = {f"{s}_{k}": np.load(options.data / f"{s}_{k}.npy") for s in ("train", "test") for k in ARRAYS}
-        checkout = getattr(options, options.contender).resolve()
-        runs = peers.iter_runs(options.contender, checkout, arrays, device, options.repeats, options.seed)
+    if peer in checkouts:
+        data = {split: read_split(options, split) for split in ("train", "test")}
+        runs = peers.iter_runs(peer, checkouts[peer], data, device, options.repeats, options.seed)
     else:
         runs = iter(OurRuns(params, options, device, dtype))
     for run in runs:

@@ -1,1 +1,1 @@
-"""What the stages are made of: one idea a file, each importing only what stands before it in the README's list."""
+"""The library of the stages and tools. docs/architecture.md lists its packages."""

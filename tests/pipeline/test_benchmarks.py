@@ -39,6 +39,7 @@ TINY = "-S model.convnet.widths=[8,8] -S train.epochs=1\n-S train.batch_size=50\
 
 PEER = """
 import sys
+import time
 import torch
 import torch.nn.functional as F
 import torchvision.transforms as T
@@ -62,6 +63,10 @@ class Loader:
         self.images = T.Normalize(torch.tensor([0.5] * 3), torch.tensor([0.25] * 3))(images)
         self.labels = data["labels"].cuda()
 
+def evaluate(model, loader, tta_level=0):
+    time.sleep(0.1 * tta_level)
+    return 0.25 * (tta_level or 1)
+
 @torch.compile
 def loss_of(model, images, labels):
     return F.cross_entropy(model(images), labels)
@@ -77,8 +82,9 @@ def main(run, model):
         loss_of(model, train_loader.images[:500], train_loader.labels[:500]).backward()
     end.record()
     torch.cuda.synchronize()
-    time_seconds = 1e-3 * start.elapsed_time(end)
-    val_acc, tta_val_acc = 0.25, 0.5
+    val_acc = evaluate(model, train_loader, tta_level=0)
+    tta_val_acc = evaluate(model, train_loader, tta_level=2)
+    time_seconds = 1e-3 * start.elapsed_time(end) + 100
     print_training_details(locals(), is_final_entry=True)
 
 if __name__ == "__main__":
@@ -99,6 +105,9 @@ def make_net(width):
 def print_training_details(variables, is_final_entry):
     raise RuntimeError("replaced")
 
+def evaluate(model, loader, tta_level=0):
+    return 0.375
+
 def main(run, hyp, model_proxy, model_trainbias, model_freezebias):
     data = torch.load('cifar10/train.pt', map_location='cuda')
     images = (data["images"].half() / 255).permute(0, 3, 1, 2)
@@ -111,8 +120,62 @@ def main(run, hyp, model_proxy, model_trainbias, model_freezebias):
         F.cross_entropy(model_trainbias(inputs), labels).backward()
         val_acc, total_time_seconds = 0.125, 0.5
         print_training_details(locals(), is_final_entry=False)
-    tta_val_acc = 0.375
+    tta_val_acc = evaluate(model_trainbias, None, tta_level=2)
     print_training_details(locals(), is_final_entry=True)
+"""
+
+
+PEER_WITH_SIZES = """
+import os
+import time
+import torch
+
+hyp = {
+    "batch_size": 100, "aug": {}, "train_epochs": 0.55, "decay_epochs": 0.5, "whiten_bias_epochs": 0.1,
+    "res_schedule": [24, 32], "lr_floor": 0.5,
+}
+
+@torch.compile(mode="max-autotune", fullgraph=True)
+def nothing():
+    raise RuntimeError
+
+class Model(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head = torch.nn.Linear(3, 10)
+        self.half()
+    def forward(self, x):
+        x = x.mean((2, 3)).to(self.head.weight.dtype)
+        return 0 * self.head(x) + torch.arange(10).flip(0)
+
+class CifarLoader:
+    def __init__(self, path, train=True, batch_size=500, aug=None):
+        kind = "train" if train else "test"
+        data = torch.load(f"{os.environ['CIFAR_DATA']}/{kind}.pt", map_location="cuda")
+        self.images = (data["images"].half() / 255).permute(0, 3, 1, 2)
+        self.labels, self.epoch = data["labels"], 0
+    def normalize(self, images):
+        return images
+    def __len__(self):
+        return 10
+    def __iter__(self):
+        self.epoch += 1
+        yield self.images[:100], self.labels[:100]
+
+def make_optimizers(model, steps):
+    assert steps == 5
+    return "first", "second"
+
+def reset_all(model, loader, first, second):
+    assert (loader.epoch, first, second) == (0, "first", "second")
+    time.sleep(0.3)
+
+def run_steps(model, loader, first, second, decay_steps, whiten_bias_steps, max_steps, ctx, lr_floor):
+    assert (first, second, decay_steps, whiten_bias_steps, max_steps, lr_floor) == ("first", "second", 5, 1, 6, 0.5)
+    ctx.validate(model, step=6)
+
+def setup():
+    time.sleep(60)
 """
 
 
@@ -146,12 +209,44 @@ def test_speed_runs_the_scripts_of_peers_on_a_cpu(data: Path, tiny: Path, tmp_pa
     tiny.write_text(tiny.read_text() + "-S train.device=cpu")
     arguments = ["--recipe", str(tiny), "--data", str(data), "--rounds", "2"]
     process = run("benchmarks/speed.py", *arguments, "--airbench", str(tmp_path), "--airbench96", str(tmp_path))
-    predict_tta, one_view, runs, *_ = rows(process)["airbench"]
-    assert (predict_tta, one_view, runs) == ("50.00% ± 0.00", "25.00% ± 0.00", "2")
-    predict_tta, one_view, runs, seconds, _, _, images_per_s, _ = rows(process)["airbench96"]
+    for name in ("airbench", "airbench, as downloaded"):
+        predict_tta, one_view, runs, seconds, _, tta_seconds, *_ = rows(process)[name]
+        assert (predict_tta, one_view, runs) == ("50.00% ± 0.00", "25.00% ± 0.00", "2")
+        assert float(tta_seconds) >= 0.2, "what the script waits in evaluate"
+        assert 99 < float(seconds) < 101, "without the averaged views"
+        assert re.search(rf"tiny takes \d+\.\d+ of the time of {name} \(.*, n = 2\)", process.stdout)
+    predict_tta, one_view, runs, seconds, _, _, _, images_per_s, _ = rows(process)["airbench96"]
     assert (predict_tta, one_view, runs) == ("37.50% ± 0.00", "12.50% ± 0.00", "2")
     assert (seconds, images_per_s) == ("0.50", "400"), "two steps of the hundred selected images"
-    assert re.search(r"tiny takes \d+\.\d+ of the time of airbench \(.*, n = 2\)", process.stdout)
+
+
+@pytest.mark.slow
+def test_speed_runs_the_recipes_with_a_schedule_of_sizes(data: Path, tiny: Path, tmp_path: Path) -> None:
+    for name in ("e5_1.80s_single-gpu.py", "e1_1.74s_single-gpu_CHAMPION.py"):
+        script = tmp_path / "fable-100m/recipes" / name
+        script.parent.mkdir(parents=True, exist_ok=True)
+        script.write_text(PEER_WITH_SIZES)
+    tiny.write_text(tiny.read_text() + "-S train.device=cpu")
+    arguments = ["--recipe", str(tiny), "--data", str(data), "--rounds", "1", "--limit", "1000", "--no-as-downloaded"]
+    found = rows(run("benchmarks/speed.py", *arguments, "--fulcrum", str(tmp_path)))
+    assert list(found)[2:] == ["tiny", "fulcrum_e5", "fulcrum_e1"]
+    for name in ("fulcrum_e5", "fulcrum_e1"):
+        predict_tta, one_view, runs, seconds, *_ = found[name]
+        assert (predict_tta, one_view, runs) == ("10.00%", "10.00%", "1"), "a constant answer, of ten classes"
+        assert 0.3 <= float(seconds) < 5, "the reset of the weights is timed"
+
+
+def test_the_settings_of_our_process_are_those_of_a_peer(data: Path, tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "airbench94_muon.py").write_text(PEER.replace("0.25 * (tta_level or 1)", DENORMAL))
+    tiny.write_text(tiny.read_text() + "-S train.device=cpu")
+    arguments = ["--recipe", str(tiny), "--data", str(data), "--rounds", "1", "--limit", "500"]
+    found = rows(run("benchmarks/speed.py", *arguments, "--airbench", str(tmp_path)))
+    assert found["airbench"][1] == "0.00%"
+    assert found["airbench, as downloaded"][1] == "100.00%"
+
+
+DENORMAL = "float((torch.tensor([1e-39]) * torch.tensor([0.5])).item() != 0)"
+"""1 where denormal numbers are not treated as 0."""
 
 
 @pytest.mark.slow

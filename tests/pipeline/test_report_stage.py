@@ -22,6 +22,7 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 from browser import chromium, open_report
 from vision.datasets.sample_grid import sample_grid
+from vision.evaluation.scores import summarize
 from vision.pipeline.errors import UserError
 from vision.pipeline.params import load_params
 from vision.pipeline.paths import ROOT
@@ -107,20 +108,9 @@ def make_project(
     tables.write_csv(
         metrics / "calibration.csv", ["confidence_from", "confidence_to", "images", "confidence", "accuracy"], bins
     )
-    error = sum(row[2] * abs(row[3] - row[4]) for row in bins) / test
-    precision, recall, f1, _ = (float(np.mean(score)) for score in scores)
     tables.write_json(
         metrics / "test.json",
-        {
-            "accuracy": float(hits.mean()),
-            "accuracy_one_view": float(hits.mean()) * 0.99,
-            "top5_accuracy": 0.997,
-            "cross_entropy": 0.2871,
-            "precision_macro": precision,
-            "recall_macro": recall,
-            "f1_macro": f1,
-            "calibration_error": error,
-        },
+        {**summarize(actual, probabilities), "accuracy_one_view": float(hits.mean()) * 0.99},
     )
     progress = np.linspace(0.5, 1, epochs)
     history = [

@@ -1,5 +1,5 @@
 """The files of a training: the trained model, pretrained weights, checkpoints, and the training's fingerprint.
 
-To add to models/model.json, add a field to `ModelConfig` in trained_model.py, and set it in initial_model.py. To add to
-a checkpoint, add a field to `Checkpoint` in checkpoint.py, or to `Trainer.state_dict` in core/trainer.py.
+To add to models/model.json, add a field to `ModelConfig` in trained_model.py, and set it in initial_model.py. 
+checkpoint.py says how to add to a checkpoint.
 """

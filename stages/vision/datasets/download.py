@@ -21,12 +21,9 @@ from vision.pipeline import progress
 from vision.pipeline.errors import UserError
 from vision.pipeline.paths import resolve_path
 
-STALL_SECONDS = 30
-"""A connection is treated as broken if nothing arrives for this time."""
-MIN_SPEED = 10_000
-"""Bytes per second on average. A download that is slower after `STALL_SECONDS` is given up."""
-ATTEMPTS = 3
-"""How often a source is tried if the connection breaks off."""
+STALL_SECONDS = 30  # a connection is broken if nothing arrives for this time
+MIN_SPEED = 10_000  # bytes per second; a download that is slower on average after STALL_SECONDS is given up
+ATTEMPTS = 3  # for each source, if the connection breaks off
 
 Say = Callable[[str], None]
 
@@ -111,7 +108,7 @@ def _download_archive(url: str, path: Path, say: Say) -> None:
     for attempt in range(1, ATTEMPTS + 1):
         try:
             if url.startswith("npm:"):
-                return _download_npm(url.removeprefix("npm:"), path)
+                return _download_npm(url.removeprefix("npm:"), path.parent)
             return _download_http(url, path)
         except BrokenDownloadError as error:
             if attempt == ATTEMPTS:
@@ -120,32 +117,36 @@ def _download_archive(url: str, path: Path, say: Say) -> None:
             time.sleep(attempt)
 
 
+def _update(bar: "tqdm[Any]", size: int) -> None:
+    """Show how many bytes have arrived; raise UserError if the download is too slow."""
+    bar.update(size - bar.n)
+    seconds = bar.format_dict["elapsed"]
+    if seconds > STALL_SECONDS and size < MIN_SPEED * seconds:
+        raise UserError(f"slower than {MIN_SPEED / 1000:g} kB/s")
+
+
 def _download_http(url: str, path: Path) -> None:
     headers = {"Accept-Encoding": "identity"}
     try:
-        with (
-            requests.get(url, stream=True, timeout=STALL_SECONDS, headers=headers) as response,
-            path.open("wb") as file,
-        ):
+        response = requests.get(url, stream=True, timeout=STALL_SECONDS, headers=headers)
+        with response, path.open("wb") as file:
             if not response.ok:
                 raise UserError(f"the server answered {response.status_code} {response.reason}")
             with progress.bar(response.raw.length_remaining or 0, "B", "download", leave=False, delay=1) as bar:
                 while data := response.raw.read1(2**16):  # returns what has arrived, even if it is little
                     file.write(data)
-                    bar.update(len(data))
-                    _check_speed(bar)
+                    _update(bar, file.tell())
     except requests.RequestException as error:
         raise UserError(f"cannot be reached ({_reason(error)})") from None
     except urllib3.exceptions.HTTPError as error:
         raise BrokenDownloadError(f"the connection broke off ({_reason(error)})") from None
 
 
-def _download_npm(package: str, path: Path) -> None:
+def _download_npm(package: str, folder: Path) -> None:
     """Download with the user's npm, which knows its registry, proxy and certificates."""
     npm = shutil.which("npm")
     if npm is None:
         raise UserError("npm is not installed")
-    folder = path.parent
     command = ["/bin/sh", "-c", _KILL_WITH_PARENT, "sh", npm, "pack", package, "--json", "--ignore-scripts"]
     command += ["--no-update-notifier", "--fetch-retries=0", f"--fetch-timeout={1000 * STALL_SECONDS}"]
     # npm's cache is in `folder`, so that its growth is the progress and nothing is left in the user's own cache.
@@ -156,8 +157,7 @@ def _download_npm(package: str, path: Path) -> None:
             while process.poll() is None:
                 time.sleep(0.2)
                 with suppress(OSError):  # npm removed a file meanwhile
-                    bar.update(sum(file.stat().st_size for file in folder.rglob("*")) - bar.n)
-                _check_speed(bar)
+                    _update(bar, sum(file.stat().st_size for file in folder.rglob("*")))
     finally:
         output, _ = process.communicate()  # closes the pipe, which kills npm if it still runs
     if process.returncode:
@@ -174,12 +174,6 @@ _KILL_WITH_PARENT = 'exec 3<&0; { read _ <&3; kill -9 0; } >/dev/null & exec "$@
 
 The pipe also closes when the process at its other end is killed.
 """
-
-
-def _check_speed(bar: "tqdm[Any]") -> None:
-    seconds = bar.format_dict["elapsed"]
-    if seconds > STALL_SECONDS and bar.n < MIN_SPEED * seconds:
-        raise UserError(f"slower than {MIN_SPEED / 1000:g} kB/s")
 
 
 def _reason(error: BaseException) -> str:

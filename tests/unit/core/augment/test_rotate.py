@@ -27,21 +27,16 @@ def reference(image: Tensor, degrees: float) -> Tensor:
     return v2.functional.center_crop(planes, [height, width]).permute(1, 2, 0)
 
 
-@given(
-    count=st.integers(1, 4),
-    height=st.integers(4, 13),
-    width=st.integers(4, 13),
-    channels=st.sampled_from([1, 3]),
-    seed=st.integers(0, 1000),
-)
-def test_rotate_agrees_with_torchvision_image_by_image(
-    count: int, height: int, width: int, channels: int, seed: int
-) -> None:
-    images = noise(count, height, width, channels, seed=seed)
-    degrees = 30 * (2 * torch.rand(count, generator=seeded(seed)) - 1)
+SHAPES = st.tuples(st.integers(1, 4), st.integers(4, 13), st.integers(4, 13), st.sampled_from([1, 3]))
+
+
+@given(shape=SHAPES, seed=st.integers(0, 1000))
+def test_rotate_agrees_with_torchvision_image_by_image(shape: tuple[int, int, int, int], seed: int) -> None:
+    images = noise(*shape, seed=seed)
+    degrees = 30 * (2 * torch.rand(len(images), generator=seeded(seed)) - 1)
     out = rotate(images, degrees)
     assert out.shape == images.shape
-    for i in range(count):
+    for i in range(len(images)):
         assert torch.allclose(out[i], reference(images[i], float(degrees[i])), atol=0.01)
     moved = images.transpose(1, 2).contiguous().transpose(1, 2)
     assert torch.equal(rotate(moved, degrees), rotate(moved.contiguous(), degrees)), "independent of the memory format"
