@@ -34,6 +34,7 @@ from vision.pipeline.errors import UserError
 from vision.prediction.mlflow_format import save_mlflow_model
 from vision.prediction.model_option import add_model_option
 from vision.prediction.predictor import download_model, find_model, load_predictor
+from vision.tracking.store import MLFLOW_VARIABLES
 
 warnings.filterwarnings("ignore", "PySpark does not yet fully support pandas", FutureWarning)
 os.environ.setdefault("PYSPARK_PYTHON", sys.executable)  # the executors' Python; `python3` otherwise
@@ -45,20 +46,13 @@ try:
 except ImportError:
     sys.exit("spark_predict: pyspark is not installed; run `uv sync --group spark`")
 
-QUIET_MLFLOW = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_DISABLE_AGENT_HINT": "true",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_LOGGING_LEVEL": "ERROR",
-}
-"""Variables of MLflow, here and in the executors."""
 DEFAULTS = {
     # An image counts as at least so many bytes when Spark divides the files into partitions. With Spark's own 4 MiB,
     # a partition would have 32 small images, and starting a task would take longer than classifying them.
     "spark.sql.files.openCostInBytes": "64k",
     "spark.log.level": "OFF",
     "spark.ui.showConsoleProgress": "false",
-    **{f"spark.executorEnv.{name}": value for name, value in QUIET_MLFLOW.items()},
+    **{f"spark.executorEnv.{name}": value for name, value in MLFLOW_VARIABLES.items()},
 }
 """Settings that `spark-submit --conf` may override."""
 
@@ -86,7 +80,7 @@ def main() -> None:
         "(default: %(default)s)",
     )
     options = parser.parse_args()
-    for name, value in QUIET_MLFLOW.items():
+    for name, value in MLFLOW_VARIABLES.items():
         os.environ.setdefault(name, value)
     with mlflow_folder(options.model) as model, spark_session() as spark:
         images = read_images(spark, options.input, options.format)

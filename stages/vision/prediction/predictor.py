@@ -188,7 +188,7 @@ def _mlflow_client(model: str) -> Iterator["MlflowClient"]:
     if file is not None and not file.exists():
         raise UserError(f"{model}: {file} does not exist; `dvc repro` makes it, or set MLFLOW_TRACKING_URI")
     with store.opening(uri):
-        client = store.connect(uri)
+        client = store.connect(uri, store.OPENING_LOCK_TIMEOUT)
         from mlflow import MlflowException
 
         try:
@@ -196,4 +196,4 @@ def _mlflow_client(model: str) -> Iterator["MlflowClient"]:
         except MlflowException as error:
             if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 raise
-            raise UserError(f"{model}: not in {store.public_uri(uri)} ({store.format_reason(uri, error)})") from None
+            raise UserError(f"{model}: not in {store.format_error(uri, error)}") from None

@@ -1,5 +1,5 @@
 """Runs, metrics and models in MLflow and TensorBoard.
 
 To log something, call a method of `Run` (run.py) in a stage. To add a tag that every MLflow run gets, add it to `tags`
-in provenance.py. To add another tracker, write a class with the methods of `run.Sink`, and open it in mlflow_run.py.
+in provenance.py.
 """

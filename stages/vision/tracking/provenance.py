@@ -11,33 +11,28 @@ import yaml
 from vision.pipeline.paths import ROOT
 
 
-def commit() -> str:
-    """The commit that is checked out; empty without Git."""
-    return _git("rev-parse", "HEAD")
-
-
 def tags() -> dict[str, str]:
     """MLflow tags: Git commit, DVC experiment, DVC hash of the data, and the command that restores the experiment."""
-    head = commit()
+    commit = _git("rev-parse", "HEAD")
     # The pipeline rewrites metrics/ and dvc.lock itself, so they do not count as changes of the code.
     changes = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!metrics", ":!dvc.lock")
     experiment = os.environ.get("DVC_EXP_NAME", "")
     found = {
         "mlflow.source.type": "LOCAL",
         "mlflow.source.name": os.path.relpath(sys.argv[0], ROOT),
-        "mlflow.source.git.commit": head,
-        "mlflow.source.git.dirty": str(bool(changes)).lower() if head else "",
+        "mlflow.source.git.commit": commit,
+        "mlflow.source.git.dirty": str(bool(changes)).lower() if commit else "",
         "dvc.experiment": experiment,
         "dvc.apply": f"dvc exp apply {experiment}" if experiment else "",
         "dvc.baseline_rev": os.environ.get("DVC_EXP_BASELINE_REV", ""),
-        "dvc.data": data_hash(),
+        "dvc.data": _data_hash(),
     }
     with contextlib.suppress(KeyError, OSError):  # in a container the user may have no name
         found["mlflow.user"] = getpass.getuser()
     return {key: value for key, value in found.items() if value}
 
 
-def data_hash() -> str:
+def _data_hash() -> str:
     """The MD5 of data/processed in dvc.lock; empty if DVC does not run this stage."""
     if "DVC_STAGE" not in os.environ:
         return ""

@@ -1,36 +1,39 @@
-"""A run: what the stages log about one model, passed on to MLflow, TensorBoard, both or neither."""
+"""A run: what the stages log about one model, to MLflow, TensorBoard, both or neither."""
 
-from collections.abc import Callable, Mapping, Sequence
+import json
+import tempfile
+import textwrap
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
+
+from vision.tracking.store import warn
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from torch.utils.tensorboard import SummaryWriter
+
+    from vision.tracking.spool import Spool
 
 
-class Sink(Protocol):
-    """Gets what is logged to a `Run`. Do not inherit from it, so that mypy reports a method that is missing."""
-
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None) -> None: ...  # noqa: D102
-    def set_tags(self, tags: Mapping[str, object]) -> None: ...  # noqa: D102
-    def log_figure(self, name: str, figure: "Figure") -> None: ...  # noqa: D102
-    def log_artifact(self, path: Path, folder: str | None) -> None: ...  # noqa: D102
-    def log_model(self, save: Callable[[Path], None]) -> None: ...  # noqa: D102
-    def register_model(self, val_accuracy: float | None) -> None: ...  # noqa: D102
-
-
+@dataclass
 class Run:
-    """Passes everything on to each sink. `record` goes into metrics/run.json, where later stages find the run."""
+    """Logs to MLflow and TensorBoard. TensorBoard shows curves, summary values (as `summary/<name>`) and figures.
 
-    def __init__(
-        self,
-        sinks: Sequence[Sink] = (),
-        mlflow: Mapping[str, str] | None = None,
-        tensorboard: str | None = None,
-    ) -> None:
-        """Without sinks, tracking is off."""
-        self.sinks = sinks
-        self.record: dict[str, Any] = {"mlflow": mlflow, "tensorboard": tensorboard}
+    Attributes:
+        spool: takes the calls for MLflow; None if it gets nothing.
+        writer: takes the events for TensorBoard; None if it gets nothing.
+        record: goes into metrics/run.json, where later stages find the run.
+        logged_epochs: the epochs that MLflow has already, because the training was killed and continues.
+        version_tags: the tags of the version that `register_model` creates; None if it creates none.
+    """
+
+    spool: "Spool | None" = None
+    writer: "SummaryWriter | None" = None
+    record: dict[str, Any] = field(default_factory=lambda: {"mlflow": None, "tensorboard": None})
+    logged_epochs: Collection[int] = ()
+    version_tags: Mapping[str, str] | None = None
 
     def log_epoch(self, metrics: Mapping[str, float | None]) -> None:
         """Log the metrics of an epoch at step `epoch`: `val_loss` as `val/loss`, `lr` as `train/lr`.
@@ -42,20 +45,21 @@ class Run:
         self.log_metrics(values, int(metrics["epoch"] or 0))
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Log metrics at `step`.
-
-        Without a step they are summary values, attached to the run and to its logged model.
+        """Log metrics at `step`; without a step they are summary values, of the run and of its logged model.
 
         Curves have names with a prefix, such as `train/loss`; MLflow shows them before names without, such as
         `test_accuracy`.
         """
-        for sink in self.sinks:
-            sink.log_metrics(metrics, step)
+        if self.spool and not ("train/loss" in metrics and step in self.logged_epochs):
+            self.spool.put({"metrics": {name: float(value) for name, value in metrics.items()}, "step": step})
+        if self.writer:
+            for name, value in metrics.items():
+                self.writer.add_scalar(f"summary/{name}" if step is None else name, value, step or 0)
 
     def set_tags(self, tags: Mapping[str, object]) -> None:
         """Set tags, nested keys as `section.key`; unlike parameters, tags may be set again."""
-        for sink in self.sinks:
-            sink.set_tags(tags)
+        if self.spool:
+            self.spool.put({"tags": dict(flatten(tags))})
 
     def set_description(self, text: str) -> None:
         """Set the Markdown text at the top of the run's page."""
@@ -63,25 +67,47 @@ class Run:
 
     def log_figure(self, name: str, figure: "Figure") -> None:
         """Log a figure as the artifact `figures/<name>.png`."""
-        for sink in self.sinks:
-            sink.log_figure(name, figure)
+        if self.spool:
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder, f"{name}.png")
+                figure.savefig(path)
+                self.log_artifact(path, "figures")
+        if self.writer:
+            self.writer.add_figure(name, figure)
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
         """Log a copy of a file as the artifact `<folder>/<file name>`."""
-        for sink in self.sinks:
-            sink.log_artifact(path, folder)
+        if self.spool:
+            self.spool.put({"artifact": folder}, path)
 
     def log_model(self, save: Callable[[Path], None]) -> None:
         """Log the model, which `save` writes to a new folder in MLflow's format."""
-        for sink in self.sinks:
-            sink.log_model(save)
+        if self.spool:
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder, "model")
+                try:
+                    save(path)
+                    self.spool.put({"model": "model"}, path)
+                except Exception as error:  # models/ has the model all the same
+                    reason = textwrap.shorten(str(error), 200)
+                    warn(f"the model cannot be exported and is not logged ({reason})")
 
     def register_model(self, val_accuracy: float | None) -> None:
         """Register the logged model; `val_accuracy`, in [0, 1], is None if there are no validation images."""
-        for sink in self.sinks:
-            sink.register_model(val_accuracy)
+        if self.spool and self.version_tags is not None:
+            accuracy = {} if val_accuracy is None else {"val_accuracy": repr(val_accuracy)}
+            self.spool.put({"register": {**self.version_tags, **accuracy}})
 
 
-def _metric_name(field: str) -> str:
-    split, _, metric = field.partition("_")
-    return f"{split}/{metric}" if split in ("train", "val") else f"train/{field}"
+def flatten(sections: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Nested keys joined with dots, values as in params.yaml."""
+    for key, value in sections.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value)
+
+
+def _metric_name(name: str) -> str:
+    split, _, metric = name.partition("_")
+    return f"{split}/{metric}" if split in ("train", "val") else f"train/{name}"

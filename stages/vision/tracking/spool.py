@@ -1,211 +1,145 @@
-"""Log calls of a run on their way to MLflow. What it does not accept waits on disk for the next command.
+"""Log calls on their way to MLflow: written to disk at once, published from there by a thread.
 
-`unlogged/<run id>/` in the main checkout exists while something waits. It has a line of JSON for each call in
-`records.jsonl`, in order, and copies of the files that calls are about. If a process is killed while it publishes, the
-next one publishes some calls again, which has no effect; see `publisher`. Messages to the user name calls records.
+`unlogged/<run ID>/` in the main checkout has a numbered JSON file for each call of a run, and a copy of the file that
+the call is about. What is published is deleted. What a process leaves there, because the store failed or because it
+was killed, is published by the next command that uses the store. A call that is published twice, because the process
+was killed before it could delete it, has no effect; see `publisher`. Messages to the user name calls records.
 """
 
+import itertools
 import json
-import math
-import re
 import shutil
-import sys
 import tempfile
-import threading
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from vision.pipeline.paths import ROOT, main_root
-from vision.storage.atomic import atomic_write
 from vision.tracking import store
-from vision.tracking.publisher import LogCall, is_rejected, send
+from vision.tracking.publisher import LogCall, send
 
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
-
-_MIN_PAUSE = 10.0
-_PAUSE_FACTOR = 20
-"""After a failed attempt the next one waits for this multiple of its time, so training loses at most 5%."""
-_PUT_SECONDS = 2.0
-"""How long `put` spends on what waits. The attempt that is under way then is completed."""
-
-last_errors: dict[str, str] = {}
-"""Why the last attempt of this process failed, by run ID."""
+_PAUSE = 10.0
+"""Seconds after a failed attempt without another one."""
 
 
 class Spool:
-    """Publishes the log calls of one run in order, and raises nothing.
+    """The log calls of one run, which threads may share. Only one process at a time has a run open."""
 
-    `put` spends about two seconds on what waits. If nothing is left, it makes one attempt for its own call; otherwise
-    that waits, too. After a failed attempt, it makes none for a while; see `pause`.
+    def __init__(self, uri: str, run_id: str) -> None:
+        """For a run in the store `uri`."""
+        self.uri, self.run_id = uri, run_id
+        self.folder = main_root(ROOT) / "unlogged" / run_id
+        self._numbers = itertools.count(1)
+        self._thread = ThreadPoolExecutor(1)
+        self._next_attempt = 0.0
+        self._error = ""
+        self._waited = bool(self.files())
 
-    Threads may share a spool. A file lock keeps two processes from publishing the same run at the same time, so
-    the methods wait while another process publishes it, except `publish` with `wait=False`.
-    """
+    @contextmanager
+    def publishing(self) -> Iterator[None]:
+        """Publish in a thread during the block. At its end, make one more attempt.
 
-    def __init__(self, uri: str, run_id: str, client: "MlflowClient | None" = None) -> None:
-        """Without a client, connect at the first attempt."""
-        self.folder = spool_folder() / run_id
-        self._uri, self._run_id, self._client = uri, run_id, client
-        self._file = self.folder / "records.jsonl"
-        self._lock_file = self.folder.with_suffix(".lock")
-        self._mutex = threading.RLock()
-        self._next_attempt = -math.inf
-        self._published = 0
-        self._waiting = False
+        If the store has not failed, publish what earlier commands could not, unless another process has the run open.
+        """
+        with _lock(self.folder), self._thread:
+            if files := self.files():
+                self._numbers = itertools.count(int(files[-1].stem) + 1)
+            try:
+                yield
+            finally:
+                self.flush()
+                if not self._error:
+                    self._publish_other_runs()
 
     def put(self, call: LogCall, path: Path | None = None) -> None:
-        """Publish a call, after all that wait, or keep it with a copy of the file or folder that it is about."""
-        with self._mutex:
-            ready = time.monotonic() >= self._next_attempt and self.publish(_PUT_SECONDS)
-            if ready and self._attempt(call, path):
-                return
-            try:
-                self._append(call, path)
-            except OSError as error:
-                warn(f"{self.folder}: cannot be written ({error.strerror or error}); lost: {call}"[:500])
-            if not self._waiting and self._run_id in last_errors:
-                warn(f"{last_errors[self._run_id]}; records wait in {self.folder} for the next command")
-                self._waiting = True
-
-    def publish(self, seconds: float = math.inf, wait: bool = True) -> bool:
-        """Publish what waits, for about so many seconds; return whether nothing is left.
-
-        Without `wait`, nothing is done if another process is publishing the run.
-        """
-        with self._mutex:
-            if not self._file.exists():
-                return True
-            try:
-                with FileLock(self._lock_file, blocking=wait):
-                    return self._publish_lines(_read_lines(self._file), seconds)
-            except Timeout:
-                return False
-            except OSError as error:
-                self.pause(f"{self.folder}: {error.strerror or error}", 0)
-                return False
-
-    def pause(self, reason: str, seconds: float) -> None:
-        """Make no attempt for a while, because one has failed after so many seconds."""
-        last_errors[self._run_id] = reason
-        self._next_attempt = time.monotonic() + max(_MIN_PAUSE, _PAUSE_FACTOR * seconds)
-
-    def _append(self, call: LogCall, path: Path | None) -> None:
-        call = {"tracking_uri": store.recorded_uri(self._uri), **call}
-        with FileLock(self._lock_file):
+        """Write a call to disk, with a copy of the file or folder that it is about. The thread publishes it."""
+        name = f"{next(self._numbers):08d}"
+        partial = self.folder / f"{name}.partial"
+        call = {"tracking_uri": store.recorded_uri(self.uri), "time": int(time.time() * 1000), **call}
+        try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if path is not None:
                 copy = Path(tempfile.mkdtemp(dir=self.folder), path.name)
                 (shutil.copytree if path.is_dir() else shutil.copyfile)(path, copy)
                 call["path"] = str(copy.relative_to(self.folder))
-            with self._file.open("a", encoding="utf-8") as file:
-                file.write(f"\n{json.dumps(call)}")  # on a new line even if the last one is damaged
+            partial.write_text(json.dumps(call), encoding="utf-8")
+            partial.rename(self.folder / f"{name}.json")
+        except OSError as error:
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
+            store.warn(f"{self.folder}: cannot be written ({error.strerror or error}); lost: {call}"[:500])
+        self._thread.submit(self._attempt)
 
-    def _publish_lines(self, lines: list[str], seconds: float) -> bool:
-        started, count = time.monotonic(), 0
-        while count < len(lines) and self._attempt_line(lines[count]):
-            count += 1
-            if time.monotonic() - started > seconds:
-                break
-        self._published += count
-        if count < len(lines):
-            if count:
-                with atomic_write(self._file) as temporary:
-                    temporary.write_text("\n".join(lines[count:]), encoding="utf-8")
-            return False
-        if self._published:
-            warn(f"logged {count_records(self._published)} of run {self._run_id} that waited in {self.folder}")
-        self._published, self._waiting = 0, False
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self._lock_file.unlink(missing_ok=True)  # a process that waits for the file notices, and creates it again
-        return True
+    def flush(self) -> None:
+        """Wait until the thread has made another attempt to publish, and printed why if that has failed."""
 
-    def _attempt_line(self, line: str) -> bool:
-        try:
-            call = json.loads(line)
-            del call["tracking_uri"]
-            path = self.folder / call.pop("path") if "path" in call else None
-            if path is not None:
-                path.stat()
-        except (ValueError, KeyError, OSError):  # the disk was full, or the machine lost power
-            warn(f"{self._file}: a record is damaged; skipped")
-            return True
-        return self._attempt(call, path)
+        def attempt() -> None:
+            self._next_attempt, self._error = 0.0, ""
+            self._attempt()
 
-    def _attempt(self, call: LogCall, path: Path | None) -> bool:
-        """Send a call; return whether it needs no further attempt."""
-        started = time.monotonic()
-        try:
-            with store.request_timeouts():
-                self._client = self._client or store.connect(self._uri)
-                try:
-                    send(self._client, self._run_id, call, path)
-                except Exception as error:
-                    if not is_rejected(self._client, self._run_id, error):
-                        raise
-                    reason = store.format_error(self._uri, error)
-                    print(f"MLflow rejected a record of run {self._run_id}; skipped. {reason}", file=sys.stderr)
-        except Exception as error:
-            reason = store.format_error(self._uri, error)
-            if getattr(error, "error_code", "") in ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST"):
-                reason += f"; if the run was deleted, `mlflow runs restore --run-id {self._run_id}` restores it"
-            self.pause(reason, time.monotonic() - started)
-            return False
-        last_errors.pop(self._run_id, None)
-        return True
+        self._thread.submit(attempt).result()
 
+    def files(self) -> list[Path]:
+        """The files of the calls that wait, in order."""
+        return sorted(self.folder.glob("[0-9]*.json"))
 
-def spool_folder() -> Path:
-    """The folder of all spools, each named like its run."""
-    return main_root(ROOT) / "unlogged"
-
-
-def publish_all(uri: str) -> None:
-    """Publish what earlier commands could not, of all runs in this store."""
-    for run_id, tracking_uri, _ in _list_spools():
-        started = time.monotonic()
-        same_store = tracking_uri == store.recorded_uri(uri)
-        # If an attempt was slow, each further run would wait for this store as long.
-        if same_store and not Spool(uri, run_id).publish(wait=False) and time.monotonic() - started > 1:
+    def _attempt(self) -> None:
+        """Publish what waits, unless an attempt has just failed."""
+        if not self.files() or time.monotonic() < self._next_attempt:
             return
+        try:
+            self._publish()
+            self._error = ""
+        except Exception as error:
+            reason = store.format_error(self.uri, error)
+            if getattr(error, "error_code", "") in ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST"):
+                reason += f"; if the run was deleted, `mlflow runs restore --run-id {self.run_id}` restores it"
+            if not self._error:
+                waiting = f"{len(self.files())} record(s) of run {self.run_id}, in {self.folder}"
+                store.warn(f"{reason}; not logged yet: {waiting}; `dvc repro -sf report` tries again")
+            self._error, self._waited, self._next_attempt = reason, True, time.monotonic() + _PAUSE
+
+    def _publish(self) -> None:
+        """Send what waits, in order; nothing if the run is in another store. Raises what MLflow raises."""
+        client = store.connect(self.uri)
+        files = self.files()
+        for file in files:
+            path = None
+            try:
+                call = json.loads(file.read_text(encoding="utf-8"))
+                if call.pop("tracking_uri", "") != store.recorded_uri(self.uri):
+                    return
+                if "path" in call:
+                    path = self.folder / call.pop("path")
+                    path.stat()
+            except (ValueError, OSError):  # the machine lost power
+                store.warn(f"{file}: a record is damaged; skipped")
+            else:
+                send(client, self.run_id, call, path)
+            file.unlink(missing_ok=True)
+            if path is not None:
+                shutil.rmtree(path.parent, ignore_errors=True)
+        if self._waited:
+            store.warn(f"logged {len(files)} record(s) of run {self.run_id} that waited in {self.folder}")
+        self._waited = False
+
+    def _publish_other_runs(self) -> None:
+        for folder in sorted(self.folder.parent.glob("*/")):
+            with suppress(OSError), _lock(folder, blocking=False):  # another process has the run open
+                Spool(self.uri, folder.name)._attempt()
 
 
-def report_unlogged() -> None:
-    """Print which runs have records that wait, if any do."""
-    waiting = []
-    for run_id, _, count in _list_spools():
-        reason = f" ({last_errors[run_id]})" if run_id in last_errors else ""
-        waiting.append(f"{count_records(count)} of run {run_id}{reason}")
-    if waiting:
-        warn(f"not logged yet: {', '.join(waiting)}; in {spool_folder()}; `dvc repro -sf report` tries again")
-
-
-def count_records(count: int) -> str:
-    """The number of records in words."""
-    return "1 record" if count == 1 else f"{count} records"
-
-
-def warn(line: str) -> None:
-    """Print a line about MLflow on stderr."""
-    print(f"MLflow: {line}", file=sys.stderr, flush=True)
-
-
-def _list_spools() -> list[tuple[str, str, int]]:
-    """Run ID, recorded tracking URI and number of records of each spool."""
-    spools = []
-    for file in sorted(spool_folder().glob("*/records.jsonl")):
-        lines = _read_lines(file)
-        if uri := re.search(r'"tracking_uri": "(.*?)"', "".join(lines)):  # also if a line is damaged
-            spools.append((file.parent.name, uri[1], len(lines)))
-    return spools
-
-
-def _read_lines(file: Path) -> list[str]:
-    """The lines of a file; none if another process has just published and deleted it."""
-    try:
-        return [line for line in file.read_text(encoding="utf-8", errors="replace").splitlines() if line]
-    except FileNotFoundError:
-        return []
+@contextmanager
+def _lock(folder: Path, blocking: bool = True) -> Iterator[None]:
+    """Keep other processes from publishing a run; afterwards remove its folder if nothing waits."""
+    with FileLock(folder.with_suffix(".lock"), blocking=blocking) as lock:
+        try:
+            yield
+        finally:
+            if not list(folder.glob("*.json")):
+                shutil.rmtree(folder, ignore_errors=True)
+                Path(lock.lock_file).unlink(missing_ok=True)
