@@ -24,6 +24,7 @@ from vision.core.config import AugmentConfig, OptimizerConfig, TrainConfig
 from vision.core.data import ImageDataset
 from vision.core.device import describe_environment, flush_denormals
 from vision.core.models.classifier import Classifier
+from vision.core.models.convnet import fuse_blocks
 from vision.core.trainer import State
 from vision.pipeline.device import set_up_device
 from vision.pipeline.errors import UserError
@@ -56,8 +57,11 @@ def main() -> None:
     check_image_sizes(model, train.images[:1], params.train.progressive_resizing)
     peak = flops.peak_flops(device, dtype)  # after the checks, because it takes a while
 
+    fused_blocks = params.train.fused_blocks == "auto" and fuse_blocks(model, device, dtype)
+    environment = describe_environment(device, dtype) | {"fused_blocks": fused_blocks}
+
     trial = current_trial(params)
-    folder = main_root(ROOT) / "checkpoints" / training_fingerprint(params, device, dtype)
+    folder = main_root(ROOT) / "checkpoints" / training_fingerprint(params, device, dtype, fused_blocks)
     with open_checkpoints(folder, params.train.checkpoint_seconds) as checkpoints:
         checkpoint = checkpoints.load_latest()
         if checkpoint:
@@ -72,7 +76,7 @@ def main() -> None:
                 checkpoints.remove()
                 trial.end("diverged")
                 raise UserError(f"diverged: {error}; {divergence_advice(params.train)}") from None
-            results = collect_results(fit_result, recorder, device, dtype)
+            results = collect_results(fit_result, recorder, environment)
             save_model(ROOT / "models", model, model_config)
             write_metrics(results, run.record)
             log_results(run, results, model, train.images[:2], stats.classes)
@@ -218,7 +222,7 @@ class Results:
         metrics: the content of metrics/train.json.
         speed: the content of metrics/speed.json.
         history: the rows of metrics/history.csv.
-        environment: device, precision, threads and versions.
+        environment: device, precision, threads, versions, and whether the blocks of the network are fused.
         ended: why the training ended: finished, stopped early or pruned.
     """
 
@@ -229,9 +233,7 @@ class Results:
     ended: str
 
 
-def collect_results(
-    fit_result: loop.FitResult, recorder: Recorder, device: torch.device, dtype: torch.dtype
-) -> Results:
+def collect_results(fit_result: loop.FitResult, recorder: Recorder, environment: dict[str, object]) -> Results:
     """Collect what the stage writes and logs."""
     speed = recorder.speed()
     ended = "finished"
@@ -251,7 +253,7 @@ def collect_results(
         HistoryRow.model_validate({name: getattr(epoch, name) for name in HistoryRow.model_fields})
         for epoch in fit_result.history
     ]
-    return Results(metrics, speed, history, describe_environment(device, dtype), ended)
+    return Results(metrics, speed, history, environment, ended)
 
 
 def write_metrics(results: Results, record: Mapping[str, Any]) -> None:

@@ -14,11 +14,17 @@ from vision.pipeline.paths import ROOT, resolve_path
 _DATA = ("train_images.npy", "train_labels.npy", "val_images.npy", "val_labels.npy", "stats.json")
 
 
-def training_fingerprint(params: Params, device: torch.device, dtype: torch.dtype) -> str:
+def training_fingerprint(params: Params, device: torch.device, dtype: torch.dtype, fused_blocks: bool) -> str:
     """Hash the parameters, the data, the code, the versions and the hardware of the training in this process.
 
     Two trainings with the same fingerprint end with the same weights, bit for bit on a CPU, so one can resume from the
     checkpoint of the other.
+
+    Args:
+        params: of all stages.
+        device: where the model is trained.
+        dtype: what convolutions are computed in.
+        fused_blocks: whether the blocks of the model are fused, which rounds differently.
 
     Returns:
         16 hexadecimal digits.
@@ -32,6 +38,7 @@ def training_fingerprint(params: Params, device: torch.device, dtype: torch.dtyp
         "files": [[path.name, _sha256(path)] for path in files],
         "torch": torch.__version__,
         "dtype": str(dtype),
+        "fused_blocks": fused_blocks,
         # Kernels, and the order in which they add numbers, depend on the processor and the number of threads.
         "hardware": {name: environment[name] for name in ("device", "device_name", "threads")},
         "capabilities": dict(cpu_capabilities()),
@@ -40,10 +47,14 @@ def training_fingerprint(params: Params, device: torch.device, dtype: torch.dtyp
 
 
 def _code_files() -> list[Path]:
-    """The Python files that the train stage depends on in dvc.yaml."""
+    """The files of code that the train stage depends on in dvc.yaml, in Python and in C++."""
     deps = YAML(typ="safe", pure=True).load(ROOT / "dvc.yaml")["stages"]["train"]["deps"]
     paths = [ROOT / dep for dep in deps if dep.startswith("stages/")]
-    return [file for path in paths for file in (sorted(path.rglob("*.py")) if path.is_dir() else [path])]
+    return [file for path in paths for file in (_files_of_code(path) if path.is_dir() else [path])]
+
+
+def _files_of_code(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.suffix in (".py", ".cpp"))
 
 
 def _sha256(path: Path) -> str:

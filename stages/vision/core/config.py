@@ -58,6 +58,7 @@ class TrainConfig:
     keep: Literal["val_loss", "val_accuracy", "last"] = "val_loss"
     patience: int | None = None
     amx_convolution: Literal["auto", "off"] = "auto"
+    fused_blocks: Literal["auto", "off"] = "auto"
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ def select_device(device: Device, precision: Precision) -> tuple[torch.device, t
         raise ValueError(f"train.device: {device} is not available here (available: {', '.join(names)})")
     selected = torch.device(names[0] if device == "auto" else device)
     if precision == "auto":
-        return selected, torch.bfloat16 if _has_native_bf16(selected) else torch.float32
+        return selected, torch.bfloat16 if has_native_bf16(selected) else torch.float32
     if precision == "fp16" and selected.type != "cuda":
         raise ValueError(
             f"train.precision: fp16 needs a CUDA device, but the device is {selected.type}; use auto, bf16 or fp32"
@@ -40,7 +40,8 @@ def select_device(device: Device, precision: Precision) -> tuple[torch.device, t
     return selected, DTYPES[precision]
 
 
-def _has_native_bf16(device: torch.device) -> bool:
+def has_native_bf16(device: torch.device) -> bool:
+    """Whether the hardware computes in bfloat16, and does not emulate it."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability() >= (8, 0)
     if device.type == "cpu" and platform.machine() in ("x86_64", "AMD64"):

@@ -15,6 +15,7 @@ from vision.core.augment.pipeline import Augmentation
 from vision.core.config import TrainConfig
 from vision.core.data import Batch, ImageDataset
 from vision.core.inference import autocast
+from vision.core.models.convnet import fuse_blocks
 from vision.core.optim.ema import ModelEMA
 from vision.core.optim.optimizers import build_optimizers
 from vision.core.optim.schedules import build_schedule
@@ -30,6 +31,7 @@ class Trainer:
         eval_model: the model to validate and to keep: the trained one, or the moving average of its weights.
         augmentation: how training batches are augmented.
         generator: the source of all random numbers except those of the model itself, such as dropout.
+        fused_blocks: whether the model trains with the functions of `vision.core.fused_block`.
     """
 
     def __init__(self, model: nn.Module, train: ImageDataset, config: TrainConfig, steps: int) -> None:
@@ -56,6 +58,7 @@ class Trainer:
         self._convolution_context: AbstractContextManager[object] = nullcontext()
         if config.amx_convolution == "auto":
             self._convolution_context = convolution_context(model, config.batch_size, self.device, config.dtype)
+        self.fused_blocks = config.fused_blocks == "auto" and fuse_blocks(model, self.device, config.dtype)
         # Small gradients underflow in float16 without a scale. bfloat16 has the range of float32.
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.dtype == torch.float16)
         # Expected where the first step of an optimizer is skipped: its gradients overflow, or its layers are frozen.

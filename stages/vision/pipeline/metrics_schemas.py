@@ -114,6 +114,7 @@ class Environment(_Schema):
     device_name: str
     precision: Line
     threads: Count | None = None
+    fused_blocks: bool | None = None
     cores: Count | None = None
     python: str | None = None
     versions: dict[str, str]

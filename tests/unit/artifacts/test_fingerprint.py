@@ -39,11 +39,11 @@ def test_it_changes_with_what_the_result_depends_on(root: Path, monkeypatch: pyt
     (root / "weights.pt").write_bytes(b"weights")
     there = changed("model", weights="weights.pt")
 
-    def found(params: Params | None = None, dtype: torch.dtype = torch.float32) -> str:
-        return training_fingerprint(params or load_params(), CPU, dtype)
+    def found(params: Params | None = None, dtype: torch.dtype = torch.float32, fused: bool = False) -> str:
+        return training_fingerprint(params or load_params(), CPU, dtype, fused)
 
     seen = [found(), found(there), found(changed("train", lr=0.2)), found(changed("model", freeze_epochs=1))]
-    seen += [found(load_params().model_copy(update={"seed": 1})), found(dtype=torch.bfloat16)]
+    seen += [found(load_params().model_copy(update={"seed": 1})), found(dtype=torch.bfloat16), found(fused=True)]
     threads = torch.get_num_threads()
     torch.set_num_threads(threads + 1)
     seen.append(found())
@@ -58,6 +58,7 @@ def test_it_changes_with_what_the_result_depends_on(root: Path, monkeypatch: pyt
         "stages/train.py",
         "stages/vision/core/loop.py",
         "stages/vision/core/models/convnet.py",
+        "stages/vision/core/fused_block.cpp",
         "data/processed/train_images.npy",
         "data/processed/val_labels.npy",
         "data/processed/stats.json",
@@ -71,9 +72,9 @@ def test_it_changes_with_what_the_result_depends_on(root: Path, monkeypatch: pyt
 
 
 def test_it_stays_with_what_changes_nothing(root: Path) -> None:
-    before = training_fingerprint(load_params(), CPU, torch.float32)
+    before = training_fingerprint(load_params(), CPU, torch.float32, False)
     (root / "stages/evaluate.py").write_text("")
     (root / "stages/vision/core/models/__pycache__").mkdir()
     (root / "stages/vision/core/models/__pycache__/convnet.cpython-399.pyc").write_bytes(b"bytecode")
     others = [changed("train", checkpoint_seconds=1.0), changed("report", title="Another"), load_params()]
-    assert {training_fingerprint(params, CPU, torch.float32) for params in others} == {before}
+    assert {training_fingerprint(params, CPU, torch.float32, False) for params in others} == {before}

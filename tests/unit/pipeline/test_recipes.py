@@ -18,6 +18,7 @@ LEFT_TO_THE_USER = {
     "train.device",
     "train.deterministic",
     "train.amx_convolution",
+    "train.fused_blocks",
     "train.checkpoint_seconds",
     "evaluate.batch_size",
 }

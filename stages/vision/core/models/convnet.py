@@ -10,12 +10,14 @@ arXiv:2404.00498):
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from vision.core import fused_block
 
 
 class ConvNet(nn.Module):
@@ -61,11 +63,18 @@ class ConvNet(nn.Module):
 
 
 class Block(nn.Module):
-    """`depth` 3x3 convolutions, each followed by batch normalization and SiLU; 2x2 pooling follows the first one."""
+    """`depth` 3x3 convolutions, each followed by batch normalization and SiLU; 2x2 pooling follows the first one.
+
+    Attributes:
+        fused: whether to train with the functions of `fused_block` where they support the features.
+    """
+
+    fused = False
 
     def __init__(self, in_channels: int, out_channels: int, depth: int) -> None:
         """Create the layers of `depth` convolutions."""
         super().__init__()
+        self.channels = out_channels
         self.convs = nn.ModuleList(
             nn.Conv2d(in_channels if i == 0 else out_channels, out_channels, kernel_size=3, padding=1, bias=False)
             for i in range(depth)
@@ -80,9 +89,33 @@ class Block(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Map [N, in_channels, H, W] to [N, out_channels, H // 2, W // 2]; a side of one pixel stays."""
-        for i, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
+        norms = cast(Iterable[nn.BatchNorm2d], self.norms)
+        for i, (conv, norm) in enumerate(zip(self.convs, norms, strict=True)):
             features = conv(features)
-            if i == 0:
+            pool = i == 0
+            if self.fused and fused_block.is_supported(features, norm, pool):
+                features = fused_block.pool_norm_silu(features, norm, pool)
+                continue
+            if pool:
                 features = F.max_pool2d(features, 2, ceil_mode=min(features.shape[2:]) < 2)
             features = F.silu(norm(features))
         return features
+
+
+def fuse_blocks(model: nn.Module, device: torch.device, dtype: torch.dtype) -> bool:
+    """Make the blocks of `model` train with the functions of `fused_block` if those save time.
+
+    Args:
+        model: any network; only the blocks of a ConvNet are changed. Weights and the keys of the state dict stay.
+        device: where the model is computed.
+        dtype: what convolutions are computed in.
+
+    Returns:
+        Whether the functions are used.
+    """
+    blocks = [module for module in model.modules() if isinstance(module, Block)]
+    supported = any(block.channels % fused_block.CHANNEL_MULTIPLE == 0 for block in blocks)
+    fused = supported and fused_block.is_available(device, dtype)
+    for block in blocks:
+        block.fused = fused
+    return fused
