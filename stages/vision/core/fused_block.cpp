@@ -21,117 +21,6 @@
 #include <immintrin.h>
 #endif
 
-namespace {
-
-using Floats = float __attribute__((vector_size(64)));
-using Ints = int32_t __attribute__((vector_size(64)));
-using Words = uint32_t __attribute__((vector_size(64)));
-using Bytes = uint8_t __attribute__((vector_size(16)));
-
-constexpr int64_t kGroup = 32;  // channels that are computed together: 64 bytes, a cache line
-constexpr int64_t kChunkPixels = 512;  // pixels that are summed in float32
-
-// A group of channels in float32. A word of memory holds two bfloat16 numbers. Its lower half is a channel with an even
-// index, its upper half one with an odd index. To separate them takes less time than to keep them in order.
-struct Group {
-    Floats even, odd;
-};
-
-Group load(const uint16_t* features) {
-    Words words;
-    std::memcpy(&words, features, sizeof words);
-    return {(Floats)(words << 16), (Floats)(words & 0xffff0000u)};
-}
-
-// The bfloat16 number is the upper half of each word of the result.
-Words round_to_bfloat16(Floats x) {
-    Words bits = (Words)x;
-    Words rounded = bits + 0x7fffu + ((bits >> 16) & 1u);  // to nearest, ties to even
-    return x != x ? bits | 0x400000u : rounded;  // rounding could turn NaN into another number
-}
-
-Words pack(Group x) { return (round_to_bfloat16(x.even) >> 16) | (round_to_bfloat16(x.odd) & 0xffff0000u); }
-
-void store(uint16_t* features, Group x) {
-    const Words words = pack(x);
-    std::memcpy(features, &words, sizeof words);
-}
-
-// Stores without reading the cache line first, which saves a third of the traffic of a large tensor.
-void stream(uint16_t* features, Words words) {
-#ifdef __AVX512F__
-    _mm512_stream_si512(reinterpret_cast<__m512i*>(features), reinterpret_cast<__m512i>(words));
-#else
-    std::memcpy(features, &words, sizeof words);
-#endif
-}
-
-// Makes what this thread streamed visible to other threads.
-void finish_streaming() {
-#ifdef __AVX512F__
-    _mm_sfence();
-#endif
-}
-
-Group load(const float* values) {
-    Group group;
-    std::memcpy(&group, values, sizeof group);
-    return group;
-}
-
-void store(float* values, Group group) { std::memcpy(values, &group, sizeof group); }
-
-// Where a channel is among the float32 numbers of a Group.
-int64_t position(int64_t channel) { return channel / 32 * 32 + channel % 2 * 16 + channel % 32 / 2; }
-
-Floats fma(Floats a, Floats b, Floats c) {
-    Floats result;
-    for (int i = 0; i < 16; i++) result[i] = __builtin_fmaf(a[i], b[i], c[i]);
-    return result;
-}
-
-// 1 / (1 + exp(-x)), with a relative error below 1e-5.
-Floats sigmoid(Floats x) {
-    Floats exponent = x * -1.44269504f;  // exp(-x) = 2**exponent
-    exponent = exponent < 126.0f ? exponent : (Floats{} + 126.0f);
-    exponent = exponent > -126.0f ? exponent : (Floats{} - 126.0f);
-    const float magic = 12582912.0f;  // 1.5 * 2**23: adding it rounds to an integer, in the lowest bits
-    Floats shifted = exponent + magic;
-    Floats fraction = exponent - (shifted - magic);  // in [-0.5, 0.5]
-    Floats power = fma(Floats{} + 0.0096003955f, fraction, Floats{} + 0.055916894f);  // 2**fraction, by least squares
-    power = fma(power, fraction, Floats{} + 0.24023719f);
-    power = fma(power, fraction, Floats{} + 0.693122f);
-    power = fma(power, fraction, Floats{} + 1.0f);
-    power = (Floats)((Words)power + ((Words)shifted << 23));
-    return 1.0f / (1.0f + power);
-}
-
-struct Pooled {
-    Group value;
-    Words place;  // of the maximum of the even channel, 0 to 3, plus four times that of the odd one
-};
-
-void maximize(Floats& best, Words& place, Floats x, uint32_t index) {
-    Ints greater = (x > best) | (x != x);  // NaN counts as the maximum, as in PyTorch
-    best = greater ? x : best;
-    place = greater ? Words{} + index : place;
-}
-
-Pooled max_pool(const uint16_t* top, const uint16_t* bottom, int64_t channels) {
-    Pooled result{load(top), Words{}};
-    const uint16_t* pixels[] = {top + channels, bottom, bottom + channels};
-    Words odd_place{};
-    for (uint32_t i = 0; i < 3; i++) {
-        Group x = load(pixels[i]);
-        maximize(result.value.even, result.place, x.even, i + 1);
-        maximize(result.value.odd, odd_place, x.odd, i + 1);
-    }
-    result.place |= odd_place << 2;
-    return result;
-}
-
-}  // namespace
-
 // The arguments of both functions. fused_block.py has the same structure.
 struct Block {
     int64_t images, channels, height, width;  // of the input
@@ -151,210 +40,323 @@ struct Block {
 
 namespace {
 
-// The rows of the pooled features of all images, in chunks that threads take.
+// Vectors of 64 bytes. On a CPU with shorter ones the compiler splits them.
+using Floats = float __attribute__((vector_size(64)));
+using Ints = int32_t __attribute__((vector_size(64)));
+using Words = uint32_t __attribute__((vector_size(64)));
+using Bytes = uint8_t __attribute__((vector_size(16)));
+
+constexpr int64_t kGroup = 32;  // channels that are computed together: a cache line of bfloat16 numbers
+
+// Pixels that are summed in float32, before the sums are added in float64. Squares of bfloat16 numbers have 16 bits, so
+// 256 of about the same size are summed exactly: a small variance around a large mean keeps its digits.
+constexpr int64_t kChunkPixels = 256;
+
+// A group of channels in float32. A word of memory holds two bfloat16 numbers. Its lower half is a channel with an even
+// index, its upper half one with an odd index. To separate them takes less time than to keep them in order.
+struct Group {
+    Floats even, odd;
+};
+
+// Where a channel is among the numbers of groups.
+int64_t position(int64_t channel) { return channel / 32 * 32 + channel % 2 * 16 + channel % 32 / 2; }
+
+Group load(const uint16_t* features) {
+    Words words;
+    std::memcpy(&words, features, sizeof words);
+    return {(Floats)(words << 16), (Floats)(words & 0xffff0000u)};
+}
+
+Group load(const float* numbers) {
+    Group group;
+    std::memcpy(&group, numbers, sizeof group);
+    return group;
+}
+
+void store(float* numbers, Group x) { std::memcpy(numbers, &x, sizeof x); }
+
+// The bfloat16 number is the upper half of each word of the result.
+Words round_to_bfloat16(Floats x) {
+    const Words bits = (Words)x;
+    const Words rounded = bits + 0x7fffu + ((bits >> 16) & 1u);  // to nearest, ties to even
+    return x != x ? bits | 0x400000u : rounded;  // rounding could turn NaN into another number
+}
+
+Words pack(Group x) { return (round_to_bfloat16(x.even) >> 16) | (round_to_bfloat16(x.odd) & 0xffff0000u); }
+
+void store(uint16_t* features, Group x) {
+    const Words words = pack(x);
+    std::memcpy(features, &words, sizeof words);
+}
+
+// Stores without reading the cache line first.
+void stream(uint16_t* features, Words words) {
+#ifdef __AVX512F__
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(features), reinterpret_cast<__m512i>(words));
+#else
+    std::memcpy(features, &words, sizeof words);
+#endif
+}
+
+// Makes what this thread streamed visible to other threads.
+void finish_streaming() {
+#ifdef __AVX512F__
+    _mm_sfence();
+#endif
+}
+
+Group operator+(Group a, Group b) { return {a.even + b.even, a.odd + b.odd}; }
+Group operator-(Group a, Group b) { return {a.even - b.even, a.odd - b.odd}; }
+Group operator*(Group a, Group b) { return {a.even * b.even, a.odd * b.odd}; }
+Group operator-(float a, Group b) { return {a - b.even, a - b.odd}; }
+
+// a * b + c, rounded once.
+Floats fma(Floats a, Floats b, Floats c) {
+    Floats result;
+    for (int i = 0; i < 16; i++) result[i] = __builtin_fmaf(a[i], b[i], c[i]);
+    return result;
+}
+
+Group fma(Group a, Group b, Group c) { return {fma(a.even, b.even, c.even), fma(a.odd, b.odd, c.odd)}; }
+
+// 1 / (1 + exp(-x)), with a relative error below 1e-5.
+Floats sigmoid(Floats x) {
+    const Floats zero{};
+    Floats exponent = x * -1.44269504f;  // exp(-x) = 2**exponent
+    exponent = exponent < 126.0f ? exponent : zero + 126.0f;
+    exponent = exponent > -126.0f ? exponent : zero - 126.0f;
+    const float magic = 12582912.0f;  // 1.5 * 2**23: the sum is rounded to an integer, which is in its lowest bits
+    const Floats rounded = exponent + magic;
+    const Floats fraction = exponent - (rounded - magic);  // in [-0.5, 0.5]
+    Floats power = fma(zero + 0.0096003955f, fraction, zero + 0.055916894f);  // 2**fraction, by least squares
+    power = fma(power, fraction, zero + 0.24023719f);
+    power = fma(power, fraction, zero + 0.693122f);
+    power = fma(power, fraction, zero + 1.0f);
+    power = (Floats)((Words)power + ((Words)rounded << 23));  // times 2**integer
+    return 1.0f / (1.0f + power);
+}
+
+Group sigmoid(Group x) { return {sigmoid(x.even), sigmoid(x.odd)}; }
+
+struct Maximum {
+    Group value;
+    Words place;  // 0 to 3 for the even channel, plus four times that for the odd one
+};
+
+void update_maximum(Floats& value, Words& place, Floats x, uint32_t new_place) {
+    const Ints greater = (x > value) | (x != x);  // NaN is the maximum, as in PyTorch
+    value = greater ? x : value;
+    place = greater ? Words{} + new_place : place;
+}
+
+// Returns the maximum of two pixels each from two rows.
+Maximum max_pool(const uint16_t* top, const uint16_t* bottom, int64_t channels) {
+    Maximum maximum{load(top), {}};
+    const uint16_t* pixels[] = {top + channels, bottom, bottom + channels};
+    Words odd_place{};
+    for (uint32_t i = 0; i < 3; i++) {
+        const Group x = load(pixels[i]);
+        update_maximum(maximum.value.even, maximum.place, x.even, i + 1);
+        update_maximum(maximum.value.odd, odd_place, x.odd, i + 1);
+    }
+    maximum.place |= odd_place << 2;
+    return maximum;
+}
+
+// The rows of the pooled features of all images.
 struct Rows {
-    int64_t height, width, count, per_chunk, chunks;
+    int64_t height, width, channels, count, per_chunk, chunks, threads;
 
     explicit Rows(const Block& b)
         : height(b.pool ? b.height / 2 : b.height),
           width(b.pool ? b.width / 2 : b.width),
+          channels(b.channels),
           count(b.images * height),
           per_chunk(width < kChunkPixels ? kChunkPixels / width : 1),
-          chunks((count + per_chunk - 1) / per_chunk) {}
+          chunks((count + per_chunk - 1) / per_chunk),
+          threads(b.threads) {}
 
-    int64_t begin(int64_t chunk) const { return chunk * per_chunk; }
-    int64_t end(int64_t chunk) const { return chunk + 1 < chunks ? (chunk + 1) * per_chunk : count; }
-    int64_t pixels() const { return count * width; }
+    double pixels() const { return double(count) * double(width); }
+
+    // Where the first of the input's rows that are pooled to `row` begins.
+    int64_t input_offset(const Block& b, int64_t row) const {
+        return (row / height * b.height + row % height * (b.pool ? 2 : 1)) * b.width * channels;
+    }
+
+    // Calls function(row, chunk) for all rows. A thread takes whole chunks.
+    template <typename Function>
+    void for_each(Function function) const {
+#pragma omp parallel for schedule(static) num_threads(threads)
+        for (int64_t chunk = 0; chunk < chunks; chunk++) {
+            const int64_t begin = chunk * per_chunk, end = begin + per_chunk;
+            for (int64_t row = begin; row < (end < count ? end : count); row++) function(row, chunk);
+            finish_streaming();
+        }
+    }
 };
 
-// Adds sums of each chunk, [chunks][2][C], in their order.
-std::vector<double> total(const std::vector<float>& sums, int64_t channels) {
-    std::vector<double> result(2 * channels);
-    for (size_t i = 0; i < sums.size(); i += 2 * channels)
-        for (int64_t c = 0; c < 2 * channels; c++) result[c] += sums[i + c];
-    return result;
-}
+// Two sums of each channel, of each chunk and in all.
+struct Sums {
+    int64_t channels;
+    std::vector<float> of_chunks;
 
-const uint16_t* input_row(const Block& b, const Rows& rows, int64_t row) {
-    int64_t stride = b.pool ? 2 : 1;
-    return b.input + (row / rows.height * b.height + row % rows.height * stride) * b.width * b.channels;
-}
+    explicit Sums(const Rows& rows) : channels(rows.channels), of_chunks(2 * rows.chunks * rows.channels) {}
+
+    float* first(int64_t chunk) { return &of_chunks[2 * chunk * channels]; }
+    float* second(int64_t chunk) { return first(chunk) + channels; }
+
+    std::vector<double> total() const {
+        std::vector<double> result(2 * channels);
+        for (size_t i = 0; i < of_chunks.size(); i++) result[i % result.size()] += of_chunks[i];
+        return result;
+    }
+};
+
+// Normalized features are (x - mean) * scale + offset.
+struct Normalization {
+    std::vector<float> mean, scale, offset;
+
+    explicit Normalization(const Block& b) : mean(b.channels), scale(b.channels), offset(b.channels) {
+        for (int64_t c = 0; c < b.channels; c++) {
+            const int64_t i = position(c);
+            mean[i] = b.mean[c];
+            scale[i] = float(b.weight[c] / std::sqrt(b.variance[c] + b.epsilon));
+            offset[i] = b.bias[c];
+        }
+    }
+
+    Group center(Group x, int64_t c) const { return x - load(&mean[c]); }
+    Group normalize(Group centered, int64_t c) const { return fma(centered, load(&scale[c]), load(&offset[c])); }
+};
 
 template <bool kPool>
 void forward(const Block& b) {
     const Rows rows(b);
-    const int64_t channels = b.channels;
-    // Sums are of differences from the first pixel. Otherwise, a mean that is large in relation to the standard deviation
-    // would leave few digits of the variance.
-    std::vector<float> pivot(channels), sums(rows.chunks * 2 * channels);
-    for (int64_t c = 0; c < channels; c += kGroup) {
-        const uint16_t* first = b.input + c;
-        store(&pivot[c], kPool ? max_pool(first, first + b.width * channels, channels).value : load(first));
-    }
+    const int64_t channels = b.channels, row_size = rows.width * channels;
 
-#pragma omp parallel for schedule(static) num_threads(b.threads)
-    for (int64_t chunk = 0; chunk < rows.chunks; chunk++) {
-        float* chunk_sums = &sums[chunk * 2 * channels];
-        for (int64_t row = rows.begin(chunk); row < rows.end(chunk); row++) {
-            const uint16_t* top = input_row(b, rows, row);
+    Sums sums(rows);  // of x and of its square
+    rows.for_each([&](int64_t row, int64_t chunk) {
+        uint16_t* pooled = b.pooled + row * row_size;
+        if (kPool) {
+            const uint16_t* top = b.input + rows.input_offset(b, row);
             const uint16_t* bottom = top + b.width * channels;
-            const int64_t first = row * rows.width * channels;
-            if (kPool) {
-                for (int64_t column = 0; column < rows.width; column++) {
-                    for (int64_t c = 0; c < channels; c += kGroup) {
-                        const int64_t from = 2 * column * channels + c, to = first + column * channels + c;
-                        const Pooled result = max_pool(top + from, bottom + from, channels);
-                        store(b.pooled + to, result.value);
-                        const Bytes places = __builtin_convertvector(result.place, Bytes);
-                        std::memcpy(b.places + to / 2, &places, sizeof places);
-                    }
+            uint8_t* places = b.places + row * row_size / 2;
+            for (int64_t column = 0; column < rows.width; column++) {
+                for (int64_t c = 0; c < channels; c += kGroup) {
+                    const int64_t from = 2 * column * channels + c, to = column * channels + c;
+                    const Maximum maximum = max_pool(top + from, bottom + from, channels);
+                    store(pooled + to, maximum.value);
+                    const Bytes place = __builtin_convertvector(maximum.place, Bytes);
+                    std::memcpy(places + to / 2, &place, sizeof place);
                 }
-            }
-            for (int64_t c = 0; c < channels; c += kGroup) {
-                const Group shift = load(&pivot[c]);
-                Group sum = load(chunk_sums + c), squares = load(chunk_sums + channels + c);
-                for (int64_t column = 0; column < rows.width; column++) {
-                    const Group x = load(b.pooled + first + column * channels + c);
-                    Group difference{x.even - shift.even, x.odd - shift.odd};
-                    sum.even += difference.even;
-                    sum.odd += difference.odd;
-                    squares.even = fma(difference.even, difference.even, squares.even);
-                    squares.odd = fma(difference.odd, difference.odd, squares.odd);
-                }
-                store(chunk_sums + c, sum);
-                store(chunk_sums + channels + c, squares);
             }
         }
-    }
+        for (int64_t c = 0; c < channels; c += kGroup) {
+            Group sum = load(sums.first(chunk) + c), squares = load(sums.second(chunk) + c);
+            for (int64_t i = c; i < row_size; i += channels) {
+                const Group x = load(pooled + i);
+                sum = sum + x;
+                squares = fma(x, x, squares);
+            }
+            store(sums.first(chunk) + c, sum);
+            store(sums.second(chunk) + c, squares);
+        }
+    });
 
-    const std::vector<double> sum = total(sums, channels);
-    const double count = double(rows.pixels());
-    std::vector<float> mean(channels), scale(channels), offset(channels);
+    const std::vector<double> total = sums.total();
     for (int64_t c = 0; c < channels; c++) {
-        const int64_t i = position(c);
-        const double difference = sum[i] / count;
-        double variance = sum[channels + i] / count - difference * difference;
-        variance = variance < 0 ? 0 : variance;
-        b.mean[c] = mean[i] = float(pivot[i] + difference);
-        b.variance[c] = float(variance);
-        scale[i] = float(b.weight[c] / std::sqrt(variance + b.epsilon));
-        offset[i] = b.bias[c];
+        const double mean = total[position(c)] / rows.pixels();
+        const double variance = total[channels + position(c)] / rows.pixels() - mean * mean;
+        b.mean[c] = float(mean);
+        b.variance[c] = variance < 0 ? 0.0f : float(variance);  // rounding can make it negative
     }
 
-#pragma omp parallel for schedule(static) num_threads(b.threads)
-    for (int64_t chunk = 0; chunk < rows.chunks; chunk++) {
-        for (int64_t i = rows.begin(chunk) * rows.width; i < rows.end(chunk) * rows.width; i++) {
+    const Normalization norm(b);
+    rows.for_each([&](int64_t row, int64_t) {
+        for (int64_t i = row * row_size; i < (row + 1) * row_size; i += channels) {
             for (int64_t c = 0; c < channels; c += kGroup) {
-                const Group m = load(&mean[c]), s = load(&scale[c]), o = load(&offset[c]);
-                Group x = load(b.pooled + i * channels + c);
-                x.even = fma(x.even - m.even, s.even, o.even);
-                x.odd = fma(x.odd - m.odd, s.odd, o.odd);
-                store(b.output + i * channels + c, {x.even * sigmoid(x.even), x.odd * sigmoid(x.odd)});
+                const Group x = norm.normalize(norm.center(load(b.pooled + i + c), c), c);
+                store(b.output + i + c, x * sigmoid(x));
             }
         }
-    }
+    });
 }
 
-// The gradient with respect to the normalized features: the derivative of SiLU times that of the output.
-Floats silu_gradient(Floats grad_output, Floats normalized) {
-    Floats s = sigmoid(normalized);
-    return grad_output * fma(normalized * s, 1.0f - s, s);
+// Returns the gradient with respect to the normalized features x.
+Group silu_gradient(Group grad_output, Group x) {
+    const Group s = sigmoid(x);
+    return grad_output * fma(x * s, 1.0f - s, s);
 }
 
 template <bool kPool>
 void backward(const Block& b) {
     const Rows rows(b);
-    const int64_t channels = b.channels;
-    std::vector<float> mean(channels), scale(channels), offset(channels), sums(rows.chunks * 2 * channels);
-    for (int64_t c = 0; c < channels; c++) {
-        const int64_t i = position(c);
-        mean[i] = b.mean[c];
-        scale[i] = float(b.weight[c] / std::sqrt(double(b.variance[c]) + b.epsilon));
-        offset[i] = b.bias[c];
-    }
+    const Normalization norm(b);
+    const int64_t channels = b.channels, row_size = rows.width * channels, input_row_size = b.width * channels;
 
-#pragma omp parallel for schedule(static) num_threads(b.threads)
-    for (int64_t chunk = 0; chunk < rows.chunks; chunk++) {
-        float* chunk_sums = &sums[chunk * 2 * channels];
-        for (int64_t row = rows.begin(chunk); row < rows.end(chunk); row++) {
-            for (int64_t c = 0; c < channels; c += kGroup) {
-                const Group m = load(&mean[c]), s = load(&scale[c]), o = load(&offset[c]);
-                Group sum = load(chunk_sums + c), products = load(chunk_sums + channels + c);
-                for (int64_t column = 0; column < rows.width; column++) {
-                    const int64_t pixel = (row * rows.width + column) * channels + c;
-                    Group x = load(b.pooled + pixel), grad = load(b.grad_output + pixel);
-                    x = {x.even - m.even, x.odd - m.odd};
-                    grad.even = silu_gradient(grad.even, fma(x.even, s.even, o.even));
-                    grad.odd = silu_gradient(grad.odd, fma(x.odd, s.odd, o.odd));
-                    sum.even += grad.even;
-                    sum.odd += grad.odd;
-                    products.even = fma(grad.even, x.even, products.even);
-                    products.odd = fma(grad.odd, x.odd, products.odd);
-                }
-                store(chunk_sums + c, sum);
-                store(chunk_sums + channels + c, products);
+    Sums sums(rows);  // of the gradient with respect to the normalized features, and of its product with x - mean
+    rows.for_each([&](int64_t row, int64_t chunk) {
+        for (int64_t c = 0; c < channels; c += kGroup) {
+            Group sum = load(sums.first(chunk) + c), products = load(sums.second(chunk) + c);
+            for (int64_t i = row * row_size + c; i < (row + 1) * row_size; i += channels) {
+                const Group x = norm.center(load(b.pooled + i), c);
+                const Group grad = silu_gradient(load(b.grad_output + i), norm.normalize(x, c));
+                sum = sum + grad;
+                products = fma(grad, x, products);
             }
+            store(sums.first(chunk) + c, sum);
+            store(sums.second(chunk) + c, products);
         }
-    }
+    });
 
-    // The gradient of the input is scale * gradient - slope * (x - mean) - constant.
-    const std::vector<double> sum = total(sums, channels);
-    const double count = double(rows.pixels());
+    // The gradient of the pooled features is scale * grad - slope * (x - mean) - constant.
     std::vector<float> slope(channels), constant(channels);
+    const std::vector<double> total = sums.total();
     for (int64_t c = 0; c < channels; c++) {
         const int64_t i = position(c);
-        const double inverse_variance = 1 / (double(b.variance[c]) + b.epsilon);
-        b.grad_bias[c] = float(sum[i]);
-        b.grad_weight[c] = float(sum[channels + i] * std::sqrt(inverse_variance));
-        slope[i] = float(scale[i] * inverse_variance * sum[channels + i] / count);
-        constant[i] = float(scale[i] * sum[i] / count);
+        const double sum = total[i], product = total[channels + i];
+        const double variance = b.variance[c] + b.epsilon;
+        b.grad_bias[c] = float(sum);
+        b.grad_weight[c] = float(product / std::sqrt(variance));
+        slope[i] = float(norm.scale[i] * product / variance / rows.pixels());
+        constant[i] = float(norm.scale[i] * sum / rows.pixels());
     }
 
-    const int64_t row_size = b.width * channels;
-#pragma omp parallel for schedule(static) num_threads(b.threads)
-    for (int64_t chunk = 0; chunk < rows.chunks; chunk++) {
-        for (int64_t row = rows.begin(chunk); row < rows.end(chunk); row++) {
-            uint16_t* top = b.grad_input + (input_row(b, rows, row) - b.input);
-            uint16_t* bottom = top + row_size;
-            for (int64_t column = 0; column < rows.width; column++) {
-                for (int64_t c = 0; c < channels; c += kGroup) {
-                    const Group m = load(&mean[c]), s = load(&scale[c]), o = load(&offset[c]);
-                    const Group k = load(&slope[c]), constants = load(&constant[c]);
-                    const int64_t pixel = (row * rows.width + column) * channels + c;
-                    Group x = load(b.pooled + pixel), grad = load(b.grad_output + pixel);
-                    x = {x.even - m.even, x.odd - m.odd};
-                    grad.even = silu_gradient(grad.even, fma(x.even, s.even, o.even));
-                    grad.odd = silu_gradient(grad.odd, fma(x.odd, s.odd, o.odd));
-                    grad.even = fma(grad.even, s.even, -fma(x.even, k.even, constants.even));
-                    grad.odd = fma(grad.odd, s.odd, -fma(x.odd, k.odd, constants.odd));
-                    if (!kPool) {
-                        stream(top + column * channels + c, pack(grad));
-                        continue;
-                    }
-                    // Only the maximum of the four pixels has a gradient.
-                    const Words words = pack(grad);
-                    Bytes bytes;
-                    std::memcpy(&bytes, b.places + pixel / 2, sizeof bytes);
-                    Words place = __builtin_convertvector(bytes, Words);
-                    uint16_t* pixels = top + 2 * column * channels + c;
-                    uint16_t* targets[] = {pixels, pixels + channels, pixels + row_size, pixels + row_size + channels};
-                    for (uint32_t i = 0; i < 4; i++) {
-                        Words even = (place & 3u) == i ? words & 0xffffu : Words{};
-                        Words odd = (place >> 2) == i ? words & 0xffff0000u : Words{};
-                        stream(targets[i], even | odd);
-                    }
+    rows.for_each([&](int64_t row, int64_t) {
+        uint16_t* grad_input = b.grad_input + rows.input_offset(b, row);
+        for (int64_t column = 0; column < rows.width; column++) {
+            for (int64_t c = 0; c < channels; c += kGroup) {
+                const int64_t i = row * row_size + column * channels + c;
+                const Group x = norm.center(load(b.pooled + i), c);
+                Group grad = silu_gradient(load(b.grad_output + i), norm.normalize(x, c));
+                grad = grad * load(&norm.scale[c]) - fma(x, load(&slope[c]), load(&constant[c]));
+                const Words words = pack(grad);
+                if (!kPool) {
+                    stream(grad_input + column * channels + c, words);
+                    continue;
+                }
+                // The maximum has the gradient, and the three other pixels have none.
+                Bytes bytes;
+                std::memcpy(&bytes, b.places + i / 2, sizeof bytes);
+                const Words place = __builtin_convertvector(bytes, Words);
+                uint16_t* top = grad_input + 2 * column * channels + c;
+                uint16_t* bottom = top + input_row_size;
+                uint16_t* pixels[] = {top, top + channels, bottom, bottom + channels};
+                for (uint32_t j = 0; j < 4; j++) {
+                    const Words even = (place & 3u) == j ? words & 0xffffu : Words{};
+                    const Words odd = place >> 2 == j ? words & 0xffff0000u : Words{};
+                    stream(pixels[j], even | odd);
                 }
             }
-            // Pooling drops an odd last column and row.
-            if (kPool && b.width % 2) {
-                std::memset(top + row_size - channels, 0, channels * sizeof *top);
-                std::memset(bottom + row_size - channels, 0, channels * sizeof *top);
-            }
-            if (kPool && b.height % 2 && row % rows.height == rows.height - 1)
-                std::memset(bottom + row_size, 0, row_size * sizeof *top);
         }
-        finish_streaming();
-    }
+        // Pooling drops the last column and the last row if their number is odd.
+        if (kPool && b.width % 2) {
+            for (int64_t end : {input_row_size, 2 * input_row_size})
+                std::memset(grad_input + end - channels, 0, channels * sizeof *grad_input);
+        }
+        if (kPool && b.height % 2 && row % rows.height == rows.height - 1)
+            std::memset(grad_input + 2 * input_row_size, 0, input_row_size * sizeof *grad_input);
+    });
 }
 
 }  // namespace
