@@ -29,12 +29,14 @@ from vision.core.data import ImageDataset, epoch_indices, iter_batches
 from vision.core.device import keep_freed_memory, select_device
 from vision.core.inference import autocast
 from vision.core.models.classifier import InputSpec
+from vision.core.models.convnet import fuse_blocks
 from vision.core.models.registry import create_model
 from vision.core.optim.optimizers import build_optimizers
 
 CATEGORIES = {
     "convolution": ("convolution",),
     "pooling": ("max_pool", "fill_", "amax"),
+    "fused block": ("PoolNormSiLU",),
     "activation": ("silu",),
     "normalization": ("batch_norm",),
     "optimizer": ("bmm", "_foreach", "linalg_vector_norm", "Optimizer"),
@@ -42,8 +44,11 @@ CATEGORIES = {
 """Parts of the names of operations."""
 
 
-def make_step(widths: list[int], batch_size: int, size: int) -> Callable[[], None]:
-    """Return a function that does one step of the default recipe on random images of size x size pixels."""
+def make_step(widths: list[int], batch_size: int, size: int, fused: bool = True) -> Callable[[], None]:
+    """Return a function that does one step of the default recipe on random images of size x size pixels.
+
+    With `fused`, as in training, blocks are fused where that saves time.
+    """
     device, dtype = select_device("auto", "auto")
     torch.manual_seed(0)
     generator = torch.Generator(device).manual_seed(0)
@@ -54,6 +59,8 @@ def make_step(widths: list[int], batch_size: int, size: int) -> Callable[[], Non
     model.initialize_from(images)
     config = OptimizerConfig("muon", adamw_lr=0.02, momentum=0.6, nesterov=True, weight_decay=0.0)
     optimizers = build_optimizers(model, config, 0.15, dtype)
+    if fused:
+        fuse_blocks(model, device, dtype)
     convolutions = convolution_context(model, batch_size, device, dtype)
     augment = RandomCropFlip("alternate", 2, batch_size, generator)
 

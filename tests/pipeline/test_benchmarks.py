@@ -17,6 +17,8 @@ import speed
 import torch
 import yaml
 
+from cpp_compiler import needs_compiler
+from vision.core.device import has_native_bf16
 from vision.pipeline.paths import ROOT
 
 
@@ -319,6 +321,16 @@ def test_convolution_prints_a_row_per_layer_and_network() -> None:
     assert [name for name, _ in found[-3:]] == ["resnet18, 20x20", "resnet18, 26x26", "resnet18, 32x32"]
     for _, (alone, together, ratio, _) in found:
         assert float(together) / float(alone) == pytest.approx(float(ratio), rel=0.1, abs=0.05)
+
+
+@pytest.mark.slow
+@needs_compiler
+@pytest.mark.skipif(not has_native_bf16(torch.device("cpu")), reason="training uses PyTorch's operators here")
+def test_fused_prints_a_row_per_layer_and_network() -> None:
+    _, _, *found = rows(run("benchmarks/fused.py", "--rounds", "1", "--images", "32")).items()
+    assert found[0][0] == "default, 20x20: 32 channels, 19x19, pooling"
+    assert found[-1][0] == "speedrun94, 32x32: training step"
+    assert len(found) == 2 * 3 * (2 * 3 + 1)
 
 
 @pytest.mark.slow

@@ -55,7 +55,8 @@ def _load() -> ctypes.CDLL | None:
 def is_supported(features: Tensor, norm: nn.BatchNorm2d, pool: bool) -> bool:
     """Whether `pool_norm_silu` accepts these arguments. Otherwise, use PyTorch's operators."""
     return (
-        norm.training
+        not torch.compiler.is_compiling()  # torch.compile fuses by itself
+        and norm.training
         and norm.momentum is not None
         and norm.affine
         and norm.track_running_stats
@@ -67,7 +68,6 @@ def is_supported(features: Tensor, norm: nn.BatchNorm2d, pool: bool) -> bool:
         and features.shape[1] % CHANNEL_MULTIPLE == 0
         and features.is_contiguous(memory_format=torch.channels_last)
         and _count_values(features, pool) > 1
-        and not torch.compiler.is_compiling()
     )
 
 

@@ -202,7 +202,8 @@ def test_a_fused_network_computes_the_same_up_to_rounding(size: tuple[int, int])
     torch.manual_seed(0)
     network = ConvNet(3, 4, [32, 24, 64], depth=2).to(memory_format=torch.channels_last)
     fused = copy.deepcopy(network)
-    for block in fused.blocks:
+    for block in fused.blocks.children():
+        assert isinstance(block, Block)
         block.fused = True
     images = noise(64, 3, *size).contiguous(memory_format=torch.channels_last)
     outputs = []
@@ -213,11 +214,11 @@ def test_a_fused_network_computes_the_same_up_to_rounding(size: tuple[int, int])
     assert relative_error(outputs[1], outputs[0]) < 0.05
     assert not torch.equal(outputs[1], outputs[0])
     assert list(fused.state_dict()) == list(network.state_dict())
-    for (name, result), expected in zip(fused.named_parameters(), network.parameters(), strict=True):
-        if expected.requires_grad:
-            assert relative_error(result.grad, expected.grad) < 0.15, name
-    for (name, result), expected in zip(fused.named_buffers(), network.buffers(), strict=True):
-        torch.testing.assert_close(result, expected, rtol=0.02, atol=0.02, msg=name)
+    for (name, param), other in zip(fused.named_parameters(), network.parameters(), strict=True):
+        if other.requires_grad:
+            assert relative_error(param.grad, other.grad) < 0.15, name
+    for (name, statistics), expected in zip(fused.named_buffers(), network.buffers(), strict=True):
+        torch.testing.assert_close(statistics, expected, rtol=0.02, atol=0.02, msg=name)
     for one in (network, fused):
         one.load_state_dict(network.state_dict())
     assert torch.equal(fused.eval()(images), network.eval()(images))

@@ -113,7 +113,7 @@ def test_amx_convolution_is_used_on_auto_where_the_cpu_has_amx_and_never_on_off(
         torch.manual_seed(0)
         model = create_model("convnet", {"widths": [128, 128], "depth": 2}, INPUTS, 4)
         model.initialize_from(train.images)
-        config = train_config(dtype=torch.bfloat16, epochs=2, keep="last", **changes)
+        config = train_config(dtype=torch.bfloat16, epochs=2, keep="last", fused_blocks="off", **changes)
         last = loop.fit(model, train, val, config).history[-1]
         assert last.val_loss is not None
         return last.train_loss, last.val_loss
