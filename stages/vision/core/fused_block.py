@@ -91,7 +91,7 @@ def pool_norm_silu(features: Tensor, norm: nn.BatchNorm2d, pool: bool) -> Tensor
     assert norm.running_var is not None
     assert norm.num_batches_tracked is not None
     with torch.no_grad():
-        norm.num_batches_tracked += 1
+        norm.num_batches_tracked.add_(1)
         norm.running_mean.mul_(1 - norm.momentum).add_(mean, alpha=norm.momentum)
         norm.running_var.mul_(1 - norm.momentum).add_(variance, alpha=norm.momentum * count / (count - 1))
     return output
@@ -115,7 +115,7 @@ class _PoolNormSiLU(torch.autograd.Function):
         output = _empty_channels_last(shape)
         pooled = _empty_channels_last(shape) if pool else features
         places = torch.empty(output.numel() // 2 if pool else 0, dtype=torch.uint8)
-        mean, variance = torch.empty(channels), torch.empty(channels)
+        mean, variance = (torch.empty(channels, dtype=torch.float32) for _ in range(2))
         tensors = {"input": features, "weight": weight, "bias": bias, "pooled": pooled, "places": places}
         results = {"mean": mean, "variance": variance, "output": output}
         _call("fused_forward", features.shape, epsilon, pool, tensors | results)
