@@ -17,10 +17,6 @@
 #include <cstring>
 #include <vector>
 
-#ifdef __AVX512F__
-#include <immintrin.h>
-#endif
-
 // The arguments of both functions. fused_block.py has the same structure.
 struct Block {
     int64_t images, channels, height, width;  // of the input
@@ -84,26 +80,9 @@ Words round_to_bfloat16(Floats x) {
 
 Words pack(Group x) { return (round_to_bfloat16(x.even) >> 16) | (round_to_bfloat16(x.odd) & 0xffff0000u); }
 
-void store(uint16_t* features, Group x) {
-    const Words words = pack(x);
-    std::memcpy(features, &words, sizeof words);
-}
+void store(uint16_t* features, Words words) { std::memcpy(features, &words, sizeof words); }
 
-// Stores without reading the cache line first.
-void stream(uint16_t* features, Words words) {
-#ifdef __AVX512F__
-    _mm512_stream_si512(reinterpret_cast<__m512i*>(features), reinterpret_cast<__m512i>(words));
-#else
-    std::memcpy(features, &words, sizeof words);
-#endif
-}
-
-// Makes what this thread streamed visible to other threads.
-void finish_streaming() {
-#ifdef __AVX512F__
-    _mm_sfence();
-#endif
-}
+void store(uint16_t* features, Group x) { store(features, pack(x)); }
 
 Group operator+(Group a, Group b) { return {a.even + b.even, a.odd + b.odd}; }
 Group operator-(Group a, Group b) { return {a.even - b.even, a.odd - b.odd}; }
@@ -190,7 +169,6 @@ struct Rows {
         for (int64_t chunk = 0; chunk < chunks; chunk++) {
             const int64_t begin = chunk * per_chunk, end = begin + per_chunk;
             for (int64_t row = begin; row < (end < count ? end : count); row++) function(row, chunk);
-            finish_streaming();
         }
     }
 };
@@ -330,22 +308,21 @@ void backward(const Block& b) {
                 const Group x = norm.center(load(b.pooled + i), c);
                 Group grad = silu_gradient(load(b.grad_output + i), norm.normalize(x, c));
                 grad = grad * load(&norm.scale[c]) - fma(x, load(&slope[c]), load(&constant[c]));
-                const Words words = pack(grad);
                 if (!kPool) {
-                    stream(grad_input + column * channels + c, words);
+                    store(grad_input + column * channels + c, grad);
                     continue;
                 }
                 // The maximum has the gradient, and the three other pixels have none.
                 Bytes bytes;
                 std::memcpy(&bytes, b.places + i / 2, sizeof bytes);
-                const Words place = __builtin_convertvector(bytes, Words);
+                const Words place = __builtin_convertvector(bytes, Words), words = pack(grad);
                 uint16_t* top = grad_input + 2 * column * channels + c;
                 uint16_t* bottom = top + input_row_size;
                 uint16_t* pixels[] = {top, top + channels, bottom, bottom + channels};
                 for (uint32_t j = 0; j < 4; j++) {
                     const Words even = (place & 3u) == j ? words & 0xffffu : Words{};
                     const Words odd = place >> 2 == j ? words & 0xffff0000u : Words{};
-                    stream(pixels[j], even | odd);
+                    store(pixels[j], even | odd);
                 }
             }
         }
