@@ -190,6 +190,14 @@ struct Sums {
     }
 };
 
+// Normalizes a group of channels.
+struct GroupNormalization {
+    Group mean, scale, offset;
+
+    Group center(Group x) const { return x - mean; }
+    Group normalize(Group centered) const { return fma(centered, scale, offset); }
+};
+
 // Normalized features are (x - mean) * scale + offset.
 struct Normalization {
     std::vector<float> mean, scale, offset;
@@ -203,8 +211,7 @@ struct Normalization {
         }
     }
 
-    Group center(Group x, int64_t c) const { return x - load(&mean[c]); }
-    Group normalize(Group centered, int64_t c) const { return fma(centered, load(&scale[c]), load(&offset[c])); }
+    GroupNormalization group(int64_t c) const { return {load(&mean[c]), load(&scale[c]), load(&offset[c])}; }
 };
 
 template <bool kPool>
@@ -253,7 +260,8 @@ void forward(const Block& b) {
     rows.for_each([&](int64_t row, int64_t) {
         for (int64_t i = row * row_size; i < (row + 1) * row_size; i += channels) {
             for (int64_t c = 0; c < channels; c += kGroup) {
-                const Group x = norm.normalize(norm.center(load(b.pooled + i + c), c), c);
+                const GroupNormalization group = norm.group(c);
+                const Group x = group.normalize(group.center(load(b.pooled + i + c)));
                 store(b.output + i + c, x * sigmoid(x));
             }
         }
@@ -275,10 +283,11 @@ void backward(const Block& b) {
     Sums sums(rows);  // of the gradient with respect to the normalized features, and of its product with x - mean
     rows.for_each([&](int64_t row, int64_t chunk) {
         for (int64_t c = 0; c < channels; c += kGroup) {
+            const GroupNormalization group = norm.group(c);
             Group sum = load(sums.first(chunk) + c), products = load(sums.second(chunk) + c);
             for (int64_t i = row * row_size + c; i < (row + 1) * row_size; i += channels) {
-                const Group x = norm.center(load(b.pooled + i), c);
-                const Group grad = silu_gradient(load(b.grad_output + i), norm.normalize(x, c));
+                const Group x = group.center(load(b.pooled + i));
+                const Group grad = silu_gradient(load(b.grad_output + i), group.normalize(x));
                 sum = sum + grad;
                 products = fma(grad, x, products);
             }
@@ -305,9 +314,10 @@ void backward(const Block& b) {
         for (int64_t column = 0; column < rows.width; column++) {
             for (int64_t c = 0; c < channels; c += kGroup) {
                 const int64_t i = row * row_size + column * channels + c;
-                const Group x = norm.center(load(b.pooled + i), c);
-                Group grad = silu_gradient(load(b.grad_output + i), norm.normalize(x, c));
-                grad = grad * load(&norm.scale[c]) - fma(x, load(&slope[c]), load(&constant[c]));
+                const GroupNormalization group = norm.group(c);
+                const Group x = group.center(load(b.pooled + i));
+                Group grad = silu_gradient(load(b.grad_output + i), group.normalize(x));
+                grad = grad * group.scale - fma(x, load(&slope[c]), load(&constant[c]));
                 if (!kPool) {
                     store(grad_input + column * channels + c, grad);
                     continue;
