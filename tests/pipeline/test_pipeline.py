@@ -93,7 +93,7 @@ def test_the_mlflow_run_holds_what_the_stages_found(project: Project) -> None:
     assert {"figures/confusion_matrix.png", "figures/samples.png", "report/index.html"} <= artifacts
     assert run.data.tags["ended"] == "finished"
     fused_blocks = project.json("metrics/run.json")["environment"]["fused_blocks"]
-    assert run.data.tags["fused_blocks"] == str(fused_blocks)
+    assert run.data.tags["fused_blocks"] == json.dumps(fused_blocks)
     accuracy = project.json("metrics/test.json")["accuracy"]
     assert run.data.tags["mlflow.note.content"].startswith(f"- **{accuracy:.2%}** test accuracy")
     page = project.json("metrics/run.json")["mlflow"]["page"]
