@@ -8,9 +8,7 @@ PyTorch's. Other programs on the machine distort the result.
 """
 
 import argparse
-import statistics
 import sys
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -20,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "stages"))
 
 import torch
 import torch.nn.functional as F
+from in_turn import format_row
 from torch import nn
 
 from vision.core.amx_convolution import AMXConvolutionMode
@@ -73,21 +72,9 @@ def make_network_pass(name: str, side: int, count: int) -> Pass:
     return run
 
 
-def format_row(name: str, run: Pass, rounds: int) -> str:
+def format_both(name: str, run: Pass, rounds: int) -> str:
     """Time a pass in both ways, in turn, and return a row of the table."""
-    contexts: list[AbstractContextManager[object]] = [nullcontext(), AMXConvolutionMode()]
-    times: list[list[float]] = [[], []]
-    for _ in range(rounds + 2):
-        for context, seconds in zip(contexts, times, strict=True):
-            start = time.perf_counter()
-            run(context)
-            seconds.append(time.perf_counter() - start)
-    pytorch, amx = (seconds[2:] for seconds in times)  # the first two rounds are warm-up
-    ratios = [b / a for a, b in zip(pytorch, amx, strict=True)]
-    return (
-        f"| {name} | {1e3 * statistics.median(pytorch):.1f} | {1e3 * statistics.median(amx):.1f} "
-        f"| {statistics.median(ratios):.2f} | {min(ratios):.2f}, {max(ratios):.2f} |"
-    )
+    return format_row(name, lambda: run(nullcontext()), lambda: run(AMXConvolutionMode()), rounds)
 
 
 def main() -> None:
@@ -103,11 +90,11 @@ def main() -> None:
     print(f"| {options.images} images | PyTorch, ms | AMX convolution, ms | ratio | from, to |\n|---|---|---|---|---|")
     for channels, side in MAPS:
         run = make_layer_pass(channels, side, options.images)
-        print(format_row(f"{channels} channels, {side}x{side}", run, options.rounds), flush=True)
+        print(format_both(f"{channels} channels, {side}x{side}", run, options.rounds), flush=True)
     for name in NETWORKS:
         for side in (20, 26, 32):
             run = make_network_pass(name, side, options.images)
-            print(format_row(f"{name}, {side}x{side}", run, options.rounds), flush=True)
+            print(format_both(f"{name}, {side}x{side}", run, options.rounds), flush=True)
 
 
 if __name__ == "__main__":

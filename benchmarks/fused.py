@@ -9,9 +9,7 @@ for images of 20, 26 and 32 pixels. Needs only torch and a C++ compiler.
 """
 
 import argparse
-import statistics
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "stages"))
 
 import torch
 import torch.nn.functional as F
+from in_turn import format_row
 from step import make_step
 from torch import Tensor, nn
 
@@ -29,7 +28,10 @@ NETWORKS = {"default": [32, 128, 256], "speedrun94": [64, 256, 256]}
 SIZES = (20, 26, 32)
 
 
-def make_passes(channels: int, side: int, pool: bool, images: int) -> list[Callable[[], None]]:
+Pass = Callable[[], None]
+
+
+def make_passes(channels: int, side: int, pool: bool, images: int) -> tuple[Pass, Pass]:
     """Return forward and backward passes by PyTorch's operators, and by the fused function."""
     features = torch.randn(images, side, side, channels, dtype=torch.bfloat16).permute(0, 3, 1, 2).requires_grad_()
     norm = nn.BatchNorm2d(channels, momentum=0.4)
@@ -44,23 +46,7 @@ def make_passes(channels: int, side: int, pool: bool, images: int) -> list[Calla
         features.grad = None
         function(features, norm, pool).backward(grad)
 
-    return [lambda: run(pytorch), lambda: run(pool_norm_silu)]
-
-
-def format_row(name: str, passes: list[Callable[[], None]], rounds: int) -> str:
-    """Time two passes in turn, and return a row of the table."""
-    times: list[list[float]] = [[], []]
-    for _ in range(rounds + 3):
-        for run, seconds in zip(passes, times, strict=True):
-            start = time.perf_counter()
-            run()
-            seconds.append(time.perf_counter() - start)
-    pytorch, fused = (seconds[3:] for seconds in times)  # the first three rounds are warm-up
-    ratios = [b / a for a, b in zip(pytorch, fused, strict=True)]
-    return (
-        f"| {name} | {1e3 * statistics.median(pytorch):.2f} | {1e3 * statistics.median(fused):.2f} "
-        f"| {statistics.median(ratios):.2f} | {min(ratios):.2f}, {max(ratios):.2f} |"
-    )
+    return lambda: run(pytorch), lambda: run(pool_norm_silu)
 
 
 def main() -> None:
@@ -83,12 +69,12 @@ def main() -> None:
                 for pool in (True, False):
                     name = f"{network}, {size}x{size}: {channels} channels, {side}x{side}"
                     passes = make_passes(channels, side, pool, options.images)
-                    print(format_row(name + ", pooling" * pool, passes, options.rounds), flush=True)
+                    print(format_row(name + ", pooling" * pool, *passes, options.rounds), flush=True)
                     side = side // 2 if pool else side
     for network, widths in NETWORKS.items():
         for size in SIZES:
-            steps = [make_step(widths, options.images, size, fused) for fused in (False, True)]
-            print(format_row(f"{network}, {size}x{size}: training step", steps, options.rounds), flush=True)
+            pytorch, fused = (make_step(widths, options.images, size, fused) for fused in (False, True))
+            print(format_row(f"{network}, {size}x{size}: training step", pytorch, fused, options.rounds), flush=True)
 
 
 if __name__ == "__main__":

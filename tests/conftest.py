@@ -64,5 +64,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_unconfigure() -> None:
-    """Let Python collect what `vision` has excluded from collections; triton reports objects that are left at the end."""
+    """Let Python collect what `vision` has excluded from collections. Triton reports objects that are left."""
     gc.unfreeze()

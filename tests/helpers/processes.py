@@ -7,13 +7,16 @@ from collections.abc import Sequence
 from vision.pipeline.paths import ROOT
 
 
-def run_concurrently(commands: Sequence[Sequence[str]]) -> None:
+def run_concurrently(commands: Sequence[Sequence[str]], **variables: str) -> None:
     """Run each command, Python code and its arguments, in its own process; all start together and must succeed.
+
+    Their environment has few variables besides `variables`.
 
     The code must import what it needs, print "ready", and then wait for a line on standard input.
     """
     pipe = subprocess.PIPE
     environment = {"PYTHONPATH": str(ROOT / "stages"), "PATH": "", "MLFLOW_LOGGING_LEVEL": "CRITICAL"}
+    environment |= variables
     processes = [
         subprocess.Popen([sys.executable, "-c", *command], env=environment, stdin=pipe, stdout=pipe, text=True)
         for command in commands

@@ -1,15 +1,14 @@
 """Libraries of C++ code: compiled once, cached, and rebuilt when the cached file cannot be used."""
 
+import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from cpp_compiler import needs_compiler
+from processes import run_concurrently
 from vision.core.shared_library import BuildError, load_shared_library
-from vision.pipeline.paths import ROOT
 
 SOURCE = """
 #include <vector>
@@ -25,11 +24,10 @@ extern "C" int add(int count) {
 LOAD = """
 import sys
 from pathlib import Path
-sys.path.insert(0, "stages")
 from vision.core.shared_library import load_shared_library
 print("ready", flush=True)
 sys.stdin.readline()
-print(load_shared_library(Path(sys.argv[1])).add(5))
+assert load_shared_library(Path(sys.argv[1])).add(5) == 10
 """
 
 
@@ -86,18 +84,8 @@ def test_a_damaged_library_is_compiled_again(cache: Path, source: Path, damage: 
 
 @needs_compiler
 def test_processes_that_compile_at_the_same_time_do_not_disturb_each_other(cache: Path, source: Path) -> None:
-    command = [sys.executable, "-c", LOAD, str(source)]
-    processes = [
-        subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(3)
-    ]
-    for process in processes:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-    for process in processes:
-        assert process.stdin is not None
-        process.stdin.write("\n")
-        process.stdin.flush()
-    assert [process.communicate()[0] for process in processes] == ["10\n"] * 3
+    variables = {name: os.environ[name] for name in ("PATH", "TORCH_EXTENSIONS_DIR")}
+    run_concurrently([[LOAD, str(source)]] * 3, **variables)
     assert [path.suffix for path in cache.iterdir()] == [".so"]
 
 
