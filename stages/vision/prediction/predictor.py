@@ -67,7 +67,7 @@ class Predictor:
         return image_file.read_pixels(content, *self.image_size)
 
     def random_images(self, count: int) -> np.ndarray:
-        """Make images, uint8 [count, H, W, 3], that are the same at each call."""
+        """Return random images, uint8 [count, H, W, 3], the same at each call."""
         return np.random.default_rng(0).integers(0, 256, (count, *self.image_size, 3), dtype=np.uint8)
 
     @torch.inference_mode()
