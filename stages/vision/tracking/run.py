@@ -1,10 +1,11 @@
 """A run: what the stages log about one model, to MLflow, TensorBoard, both or neither."""
 
 import json
-import tempfile
+import shutil
 import textwrap
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,29 +69,22 @@ class Run:
     def log_figure(self, name: str, figure: "Figure") -> None:
         """Log a figure as the artifact `figures/<name>.png`."""
         if self.spool:
-            with tempfile.TemporaryDirectory() as folder:
-                path = Path(folder, f"{name}.png")
-                figure.savefig(path)
-                self.log_artifact(path, "figures")
+            self.spool.put({"artifact": "figures"}, f"{name}.png", figure.savefig)
         if self.writer:
             self.writer.add_figure(name, figure)
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
         """Log a copy of a file as the artifact `<folder>/<file name>`."""
         if self.spool:
-            self.spool.put({"artifact": folder}, path)
+            self.spool.put({"artifact": folder}, path.name, partial(shutil.copyfile, path))
 
     def log_model(self, save: Callable[[Path], None]) -> None:
         """Log the model, which `save` writes to a new folder in MLflow's format."""
         if self.spool:
-            with tempfile.TemporaryDirectory() as folder:
-                path = Path(folder, "model")
-                try:
-                    save(path)
-                    self.spool.put({"model": "model"}, path)
-                except Exception as error:  # models/ has the model all the same
-                    reason = textwrap.shorten(str(error), 200)
-                    warn(f"the model cannot be exported and is not logged ({reason})")
+            try:
+                self.spool.put({"model": "model"}, "model", save)
+            except Exception as error:  # models/ has the model all the same
+                warn(f"the model cannot be exported and is not logged ({textwrap.shorten(str(error), 200)})")
 
     def register_model(self, val_accuracy: float | None) -> None:
         """Register the logged model; `val_accuracy`, in [0, 1], is None if there are no validation images."""

@@ -11,7 +11,7 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,6 +19,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from vision.pipeline.paths import ROOT, main_root
+from vision.storage.atomic import atomic_write
 from vision.tracking import store
 from vision.tracking.publisher import LogCall, send
 
@@ -35,73 +36,77 @@ class Spool:
         self.folder = main_root(ROOT) / "unlogged" / run_id
         self._numbers = itertools.count(1)
         self._thread = ThreadPoolExecutor(1)
-        self._next_attempt = 0.0
-        self._error = ""
+        self._next_attempt = 0.0  # stays 0 unless an attempt has failed
         self._waited = bool(self.files())
 
     @contextmanager
-    def publishing(self) -> Iterator[None]:
+    def publishing(self, wait: bool = True) -> Iterator[None]:
         """Publish in a thread during the block. At its end, make one more attempt.
 
-        If the store has not failed, publish what earlier commands could not, unless another process has the run open.
+        Args:
+            wait: wait while another process has the run open, and at the end, if the store has not failed, publish what
+                earlier commands could not. Otherwise another process raises an OSError.
         """
-        with _lock(self.folder), self._thread:
+        with FileLock(self.folder.with_suffix(".lock"), blocking=wait) as lock, self._thread:
             if files := self.files():
                 self._numbers = itertools.count(int(files[-1].stem) + 1)
             try:
                 yield
             finally:
                 self.flush()
-                if not self._error:
-                    self._publish_other_runs()
+                if not self.files():
+                    shutil.rmtree(self.folder, ignore_errors=True)
+                    Path(lock.lock_file).unlink(missing_ok=True)
+                if wait and not self._next_attempt:
+                    for folder in sorted(self.folder.parent.glob("*/")):
+                        with suppress(OSError), Spool(self.uri, folder.name).publishing(wait=False):
+                            pass
 
-    def put(self, call: LogCall, path: Path | None = None) -> None:
-        """Write a call to disk, with a copy of the file or folder that it is about. The thread publishes it."""
-        name = f"{next(self._numbers):08d}"
-        partial = self.folder / f"{name}.partial"
+    def put(self, call: LogCall, name: str = "", write: Callable[[Path], object] | None = None) -> None:
+        """Write a call to disk, from where the thread publishes it.
+
+        Args:
+            call: what to log.
+            name: of the file or folder that the call is about.
+            write: writes this file or folder to a path. After an OSError the call is lost; others are raised.
+        """
         call = {"tracking_uri": store.recorded_uri(self.uri), "time": int(time.time() * 1000), **call}
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            if path is not None:
-                copy = Path(tempfile.mkdtemp(dir=self.folder), path.name)
-                (shutil.copytree if path.is_dir() else shutil.copyfile)(path, copy)
-                call["path"] = str(copy.relative_to(self.folder))
-            partial.write_text(json.dumps(call), encoding="utf-8")
-            partial.rename(self.folder / f"{name}.json")
+            with atomic_write(self.folder / f"{next(self._numbers):08d}.json") as partial:
+                if write:
+                    path = Path(tempfile.mkdtemp(dir=self.folder), name)
+                    write(path)
+                    call["path"] = str(path.relative_to(self.folder))
+                partial.write_text(json.dumps(call), encoding="utf-8")
         except OSError as error:
-            with suppress(OSError):
-                partial.unlink(missing_ok=True)
             store.warn(f"{self.folder}: cannot be written ({error.strerror or error}); lost: {call}"[:500])
         self._thread.submit(self._attempt)
 
     def flush(self) -> None:
         """Wait until the thread has made another attempt to publish, and printed why if that has failed."""
-
-        def attempt() -> None:
-            self._next_attempt, self._error = 0.0, ""
-            self._attempt()
-
-        self._thread.submit(attempt).result()
+        self._thread.submit(self._attempt, now=True).result()
 
     def files(self) -> list[Path]:
         """The files of the calls that wait, in order."""
         return sorted(self.folder.glob("[0-9]*.json"))
 
-    def _attempt(self) -> None:
-        """Publish what waits, unless an attempt has just failed."""
+    def _attempt(self, now: bool = False) -> None:
+        """Publish what waits; unless `now`, not if an attempt has just failed."""
+        if now:
+            self._next_attempt = 0.0
         if not self.files() or time.monotonic() < self._next_attempt:
             return
         try:
             self._publish()
-            self._error = ""
+            self._next_attempt = 0.0
         except Exception as error:
-            reason = store.format_error(self.uri, error)
-            if getattr(error, "error_code", "") in ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST"):
-                reason += f"; if the run was deleted, `mlflow runs restore --run-id {self.run_id}` restores it"
-            if not self._error:
+            if not self._next_attempt:
+                reason = store.format_error(self.uri, error)
+                if getattr(error, "error_code", "") in ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST"):
+                    reason += f"; if the run was deleted, `mlflow runs restore --run-id {self.run_id}` restores it"
                 waiting = f"{len(self.files())} record(s) of run {self.run_id}, in {self.folder}"
                 store.warn(f"{reason}; not logged yet: {waiting}; `dvc repro -sf report` tries again")
-            self._error, self._waited, self._next_attempt = reason, True, time.monotonic() + _PAUSE
+            self._waited, self._next_attempt = True, time.monotonic() + _PAUSE
 
     def _publish(self) -> None:
         """Send what waits, in order; nothing if the run is in another store. Raises what MLflow raises."""
@@ -126,20 +131,3 @@ class Spool:
         if self._waited:
             store.warn(f"logged {len(files)} record(s) of run {self.run_id} that waited in {self.folder}")
         self._waited = False
-
-    def _publish_other_runs(self) -> None:
-        for folder in sorted(self.folder.parent.glob("*/")):
-            with suppress(OSError), _lock(folder, blocking=False):  # another process has the run open
-                Spool(self.uri, folder.name)._attempt()
-
-
-@contextmanager
-def _lock(folder: Path, blocking: bool = True) -> Iterator[None]:
-    """Keep other processes from publishing a run; afterwards remove its folder if nothing waits."""
-    with FileLock(folder.with_suffix(".lock"), blocking=blocking) as lock:
-        try:
-            yield
-        finally:
-            if not list(folder.glob("*.json")):
-                shutil.rmtree(folder, ignore_errors=True)
-                Path(lock.lock_file).unlink(missing_ok=True)

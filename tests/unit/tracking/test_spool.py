@@ -422,7 +422,7 @@ from pathlib import Path
 from vision.tracking import spool, store
 spool.ROOT = store.ROOT = Path(sys.argv[1])
 waiting = spool.Spool(store.tracking_uri(), sys.argv[2])
-waiting._attempt = lambda: None
+waiting._attempt = lambda now=False: None
 with waiting.publishing():
     print("locked", flush=True)
     sys.stdin.readline()
