@@ -187,8 +187,7 @@ def _mlflow_client(model: str) -> Iterator["MlflowClient"]:
     file = store.sqlite_path(uri)
     if file is not None and not file.exists():
         raise UserError(f"{model}: {file} does not exist; `dvc repro` makes it, or set MLFLOW_TRACKING_URI")
-    with store.opening(uri):
-        client = store.connect(uri, store.OPENING_LOCK_TIMEOUT)
+    with store.opening(uri) as client:
         from mlflow import MlflowException
 
         try:

@@ -99,24 +99,21 @@ def _open_run(settings: Tracking, name: str, tags: Mapping[str, str], run_id: st
         yield Run()
         return
     uri = store.tracking_uri()
-    with store.opening(uri):
-        client = store.connect(uri, store.OPENING_LOCK_TIMEOUT)
+    with store.opening(uri) as client:
         from vision.tracking.spool import Spool
 
         experiment_id = store.get_experiment_id(client, settings.experiment)
-        found = store.find_run(client, run_id) if run_id else None
-        if found is None or found.info.experiment_id != experiment_id:
-            found = client.create_run(experiment_id, run_name=name)
-        spool = Spool(uri, found.info.run_id)
+        found = store.find_run(client, experiment_id, run_id) if run_id else None
+        spool = Spool(uri, (found or client.create_run(experiment_id, run_name=name)).info.run_id)
     with spool.publishing():
         run = Run(spool)
-        if spool.run_id == run_id:
-            with store.opening(uri):
+        if found:
+            with store.opening(uri) as client:
                 spool.flush()
                 if spool.files():
                     raise UserError(f"{spool.folder}: cannot be logged; set tracking.enabled: false in params.yaml")
-                client.update_run(run_id, status="RUNNING", name=name)
-                run.logged_epochs = {metric.step for metric in client.get_metric_history(run_id, "train/loss")}
+                client.update_run(spool.run_id, status="RUNNING", name=name)
+                run.logged_epochs = {metric.step for metric in client.get_metric_history(spool.run_id, "train/loss")}
         server = store.public_uri(uri).rstrip("/") if uri.startswith("http") else "http://127.0.0.1:5000"
         run.record["mlflow"] = {
             "run_id": spool.run_id,
@@ -147,7 +144,7 @@ def _find_run(record: dict[str, str]) -> Run:
     file = store.sqlite_path(uri)
     exists = file is None or file.exists()
     with suppress(Exception):  # the spool's thread reports it
-        exists = exists and store.find_run(store.connect(uri), run_id) is not None
+        exists = exists and store.find_run(store.connect(uri), record["experiment_id"], run_id) is not None
     if exists:
         from vision.tracking.spool import Spool
 

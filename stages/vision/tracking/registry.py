@@ -1,16 +1,45 @@
-"""MLflow's model registry: the alias `challenger` is the newest version, `champion` the best one."""
+"""The logged model of a run and its version in MLflow's registry.
+
+The alias `challenger` is the newest version, `champion` the best one.
+"""
 
 import json
 import re
 from collections.abc import Mapping
 from contextlib import suppress
+from pathlib import Path
 
+import yaml
 from mlflow import MlflowClient, MlflowException
+from mlflow.entities import LoggedModelOutput
 
 from vision.tracking.store import warn
 
 COMPARABLE = ("classes", "split_digest")
 """Validation accuracies can be compared if these tags of the model versions are equal."""
+
+
+def log_model(client: MlflowClient, run_id: str, name: str, path: Path) -> None:
+    """Log the model in the folder `path` to a run; a run has one, also if it is logged again."""
+    run = client.get_run(run_id)
+    if (model_id := find_model(client, run_id)) is None:
+        tags = {name: tag for name, tag in run.data.tags.items() if re.match(r"mlflow\.(source|user)", name)}
+        model_id = client.create_logged_model(run.info.experiment_id, name, run_id, tags, run.data.params).model_id
+    if run.outputs is None or model_id not in [output.model_id for output in run.outputs.model_outputs]:
+        client.log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])
+    document = yaml.safe_load((path / "MLmodel").read_text(encoding="utf-8"))
+    document |= {"run_id": run_id, "model_id": model_id, "model_uuid": model_id}
+    document["artifact_path"] = client.get_logged_model(model_id).artifact_location
+    (path / "MLmodel").write_text(yaml.safe_dump(document), encoding="utf-8")
+    client.log_model_artifacts(model_id, str(path))
+    client.finalize_logged_model(model_id, "READY")
+
+
+def find_model(client: MlflowClient, run_id: str) -> str | None:
+    """The ID of the run's logged model."""
+    experiment_id = client.get_run(run_id).info.experiment_id
+    models = client.search_logged_models([experiment_id], f"source_run_id = '{run_id}'")
+    return models[0].model_id if models else None
 
 
 def register(client: MlflowClient, experiment: str, model_id: str, tags: Mapping[str, str]) -> None:

@@ -3,11 +3,12 @@
 `unlogged/<run ID>/` in the main checkout has a numbered JSON file for each call of a run, and a copy of the file that
 the call is about. What is published is deleted. What a process leaves there, because the store failed or because it
 was killed, is published by the next command that uses the store. A call that is published twice, because the process
-was killed before it could delete it, has no effect; see `publisher`. Messages to the user name calls records.
+was killed before it could delete it, has no effect; see `send`. Messages to the user name calls records.
 """
 
 import itertools
 import json
+import re
 import shutil
 import tempfile
 import time
@@ -15,13 +16,19 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
+from mlflow import MlflowClient, MlflowException
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 
 from vision.pipeline.paths import ROOT, main_root
 from vision.storage.atomic import atomic_write
 from vision.tracking import store
-from vision.tracking.publisher import LogCall, send
+from vision.tracking.registry import find_model, log_model, register
+
+LogCall = dict[str, Any]
+"""A call that logs something to a run, as JSON; `_send` has the kinds."""
 
 _PAUSE = 10.0
 """Seconds after a failed attempt without another one."""
@@ -131,3 +138,51 @@ class Spool:
         if self._waited:
             store.warn(f"logged {len(files)} record(s) of run {self.run_id} that waited in {self.folder}")
         self._waited = False
+
+
+def send(client: MlflowClient, run_id: str, call: LogCall, path: Path | None) -> None:
+    """Send a call to a run; `path` is the file or folder of an artifact or model. Raises what MLflow raises.
+
+    Sending it twice has the same effect as sending it once: MLflow stores a metric of the same name, value, step and
+    time once; tags and files replace those of the same name; a run has one logged model, with one version in the
+    registry. A call that MLflow will never accept is skipped, with a line on stderr.
+    """
+    try:
+        _send(client, run_id, call, path)
+    except MlflowException as error:
+        if re.search("IntegrityError|UniqueViolation", str(error)):
+            _send(client, run_id, call, path)  # another process has added the same row at the same moment
+        elif error.error_code == "INVALID_PARAMETER_VALUE" and client.get_run(run_id).info.lifecycle_stage == "active":
+            reason = store.format_error(client.tracking_uri, error)
+            store.warn(f"rejected a record of run {run_id}; skipped ({reason})")
+        else:
+            raise
+
+
+def _send(client: MlflowClient, run_id: str, call: LogCall, path: Path | None) -> None:
+    match call:
+        case {"metrics": metrics, "time": time, "step": step}:
+            # Without a step they are summary values of the run and of its logged model.
+            model_id = find_model(client, run_id) if step is None else None
+            found = [Metric(name, value, time, step or 0, model_id=model_id) for name, value in metrics.items()]
+            client.log_batch(run_id, metrics=found)
+        case {"params": params}:
+            client.log_batch(run_id, params=[Param(*item) for item in params.items()])
+        case {"tags": tags}:
+            client.log_batch(run_id, tags=[RunTag(*item) for item in tags.items()])
+        case {"dataset": name, "digest": digest}:
+            dataset = Dataset(name, digest, source_type="local", source=json.dumps({"uri": name}))
+            client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
+        case {"artifact": folder}:
+            client.log_artifact(run_id, str(path), folder)
+        case {"model": name} if path:
+            log_model(client, run_id, name, path)
+        case {"register": tags}:
+            # Without a model, its export has failed, or the user has deleted it.
+            if model_id := find_model(client, run_id):
+                experiment = client.get_experiment(client.get_run(run_id).info.experiment_id)
+                register(client, experiment.name, model_id, tags)
+        case {"status": status, "time": time}:
+            client.set_terminated(run_id, status, time)
+        case _:
+            raise ValueError(f"unknown record: {call}")

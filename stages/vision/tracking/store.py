@@ -1,7 +1,7 @@
 """The MLflow store: where it is, how to connect, and its errors in one line.
 
 MLflow takes seconds to import. It is imported in functions, and so are the modules of this package that import it:
-`publisher`, `registry`, `spool` and `system_metrics`. It is never imported when tracking is off.
+`registry`, `spool` and `system_metrics`. It is never imported when tracking is off.
 """
 
 import contextlib
@@ -152,22 +152,11 @@ def get_experiment_id(client: "MlflowClient", name: str) -> str:
     return experiment.experiment_id
 
 
-def find_run(client: "MlflowClient", run_id: str) -> "Run | None":
-    """The run; None if the store does not have it or it is deleted."""
-    try:
-        run = client.get_run(run_id)
-    except Exception as error:
-        if getattr(error, "error_code", "") != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        return None
-    return run if run.info.lifecycle_stage == "active" else None
-
-
 @contextlib.contextmanager
-def opening(uri: str) -> Iterator[None]:
-    """Raise a UserError if the store cannot be used in the block."""
+def opening(uri: str) -> Iterator["MlflowClient"]:
+    """Connect for the block, waiting longer for a locked SQLite file. Raise a UserError if the store cannot be used."""
     try:
-        yield
+        yield connect(uri, OPENING_LOCK_TIMEOUT)
     except UserError:
         raise
     except Exception as error:
@@ -175,6 +164,11 @@ def opening(uri: str) -> Iterator[None]:
         advice = next(advice for pattern, advice in _ADVICE.items() if re.search(pattern, reason)).format(uri=uri)
         reason = f"MLflow cannot use {reason}; {advice}, or set tracking.enabled: false in params.yaml"
         raise UserError(reason) from None
+
+
+def find_run(client: "MlflowClient", experiment_id: str, run_id: str) -> "Run | None":
+    """The run; None if the experiment does not have it or it is deleted."""
+    return next(iter(client.search_runs([experiment_id], f"attributes.run_id = '{run_id}'")), None)
 
 
 def format_error(uri: str, error: Exception) -> str:

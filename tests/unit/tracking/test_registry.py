@@ -80,7 +80,7 @@ def test_the_champion_may_be_deleted(client: MlflowClient) -> None:
 
 ENTER = """
 import sys, mlflow
-from vision.tracking.publisher import send
+from vision.tracking.spool import send
 mlflow.set_tracking_uri(sys.argv[1])
 client = mlflow.MlflowClient()
 experiment_id = client.get_experiment_by_name("pets").experiment_id

@@ -33,9 +33,8 @@ from vision.pipeline.paths import ROOT
 from vision.prediction.mlflow_format import save_mlflow_model
 from vision.storage.arrays import Stats
 from vision.tracking import mlflow_run, spool, store
-from vision.tracking.publisher import send
 from vision.tracking.run import Run
-from vision.tracking.spool import Spool
+from vision.tracking.spool import Spool, send
 
 STATS = Stats(["cat", "dog"], [8, 8, 3], [0.5] * 3, [0.25] * 3, split_digest="ab" * 32)
 ON = Tracking(enabled=True, experiment="pets", registry=True, tensorboard=False)
@@ -481,7 +480,7 @@ import os, signal, sys
 from pathlib import Path
 from mlflow import MlflowClient
 from vision.tracking import store
-from vision.tracking.publisher import send
+from vision.tracking.spool import send
 uri, run_id, model, call = sys.argv[1:]
 setattr(MlflowClient, call, lambda *arguments, **options: os.kill(os.getpid(), signal.SIGKILL))
 client = store.connect(uri)
@@ -515,7 +514,7 @@ def test_a_run_has_one_model_wherever_its_logging_was_killed(root: Path) -> None
 LOG_DATA = """
 import sys
 from vision.tracking import store
-from vision.tracking.publisher import send
+from vision.tracking.spool import send
 client = store.connect(sys.argv[1])
 print("ready", flush=True)
 sys.stdin.readline()
