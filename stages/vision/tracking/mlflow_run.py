@@ -6,7 +6,6 @@ answers. If the store fails later, log calls wait in a spool; see `spool`.
 
 import hashlib
 import json
-import os
 import sys
 import uuid
 from collections.abc import Iterator, Mapping
@@ -42,7 +41,7 @@ def training_run(
     """
     tags = provenance.tags() | dict(tags or {})
     parts = [params.model.name, tags.get("mlflow.source.git.commit", "")[:7]]
-    name = os.environ.get("DVC_EXP_NAME") or "-".join(filter(None, parts))
+    name = tags.get("dvc.experiment") or "-".join(filter(None, parts))
     earlier = resume_from or Run().record
     old_id = earlier["mlflow"] and earlier["mlflow"]["run_id"]
     with ExitStack() as stack:

@@ -34,14 +34,12 @@ def tags() -> dict[str, str]:
 
 def _data_hash() -> str:
     """The MD5 of data/processed in dvc.lock; empty if DVC does not run this stage."""
-    if "DVC_STAGE" not in os.environ:
-        return ""
-    try:
-        lock = yaml.safe_load((ROOT / "dvc.lock").read_text(encoding="utf-8"))
-        outs = lock["stages"]["preprocess"]["outs"]
-        return next(out["md5"] for out in outs if out["path"] == "data/processed")
-    except (OSError, yaml.YAMLError, KeyError, TypeError, StopIteration):
-        return ""
+    if "DVC_STAGE" in os.environ:
+        with contextlib.suppress(OSError, yaml.YAMLError, KeyError, TypeError, StopIteration):
+            lock = yaml.safe_load((ROOT / "dvc.lock").read_text(encoding="utf-8"))
+            outs = lock["stages"]["preprocess"]["outs"]
+            return next(out["md5"] for out in outs if out["path"] == "data/processed")
+    return ""
 
 
 def _git(*arguments: str) -> str:

@@ -28,7 +28,7 @@ from vision.tracking import store
 from vision.tracking.registry import find_model, log_model, register
 
 LogCall = dict[str, Any]
-"""A call that logs something to a run, as JSON; `_send` has the kinds."""
+"""A call that logs something to a run, as JSON; `_send` lists the kinds."""
 
 _PAUSE = 10.0
 """Seconds after a failed attempt without another one."""

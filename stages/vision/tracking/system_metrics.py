@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from types import SimpleNamespace
 
@@ -29,10 +30,9 @@ def sample_system_metrics(spool: Spool) -> Iterator[None]:
                 monitor.collect_metrics()
                 monitor.publish_metrics(monitor.aggregate_metrics())
 
-    thread = threading.Thread(target=sample, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(sample)
+        try:
+            yield
+        finally:
+            stop.set()
