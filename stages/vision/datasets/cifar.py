@@ -156,56 +156,52 @@ def _read_files(dataset: Dataset, path: Path, checksums: Mapping[str, str]) -> I
 def _decode(files: dict[str, bytes]) -> Decoded:
     """Decode the files; removes each from `files`, so that the data is not in memory twice."""
     classes = list(CLASSES)
-    splits: dict[str, list[Split]] = {"train": [], "test": []}
-    for name in list(files):
+    train, test = (Split(np.empty((0, SIDE, SIDE, 3), np.uint8), np.empty(0, np.uint8)) for _ in range(2))
+    for name in [name for name in files if not name.endswith(".json")]:
+        split = test if name.startswith("test") else train
         try:
             if name == "meta":
                 classes = [label.decode() for label in _unpickle(files[name])[b"fine_label_names"]]
-            elif not name.endswith(".json"):
-                split = "test" if name.startswith("test") else "train"
-                splits[split].append(_parse(name, files, len(classes)))
+                continue
+            part = _parse(name, files, len(split.labels), len(classes))
         except Exception as error:  # damaged data of the user's own can raise nearly anything
             raise UserError(f"{name} cannot be decoded ({error})") from None
-    return _concatenate(splits["train"]), _concatenate(splits["test"]), classes
+        _append(split, part)
+        del part  # before the next one takes memory
+    return train, test, classes
 
 
-def _parse(name: str, files: dict[str, bytes], classes: int) -> Split:
+def _parse(name: str, files: dict[str, bytes], start: int, classes: int) -> Split:
+    """Remove a file from `files` and decode it; `start` is how many images of its split come before it."""
     content = files.pop(name)
-    if name.endswith(".bin"):  # records of 3,073 bytes: the label, then the red, the green and the blue plane
-        records = np.frombuffer(content, np.uint8).reshape(-1, 1 + 3 * SIDE * SIDE)
-        images, labels = _from_planes(records[:, 1:]), records[:, 0]
-    elif name.endswith(".png"):  # one row per image; the labels of a whole split are one JSON list
+    if name.endswith(".png"):  # one row per image; the labels of a whole split are one JSON list
         with warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning):
             images = np.asarray(Image.open(io.BytesIO(content), formats=["PNG"])).reshape(-1, SIDE, SIDE, 3)
-        split = "test" if name.startswith("test") else "train"
-        start = 0 if split == "test" else _BATCHES.index(name.removesuffix(".png")) * len(images)
-        labels = np.array(json.loads(files[f"{split}_lables.json"])[start : start + len(images)])
+        listed = json.loads(files["test_lables.json" if name.startswith("test") else "train_lables.json"])
+        labels = np.array(listed[start : start + len(images)])
     else:
-        batch = _unpickle(content)
-        images = _from_planes(batch[b"data"])
-        labels = np.array(batch[b"labels" if b"labels" in batch else b"fine_labels"])
+        if name.endswith(".bin"):  # records of 3,073 bytes: the label, then the red, the green and the blue plane
+            records = np.frombuffer(content, np.uint8).reshape(-1, 1 + 3 * SIDE * SIDE)
+            planes, labels = records[:, 1:], records[:, 0]
+        else:
+            batch = _unpickle(content)
+            planes, labels = batch[b"data"], np.array(batch[b"labels" if b"labels" in batch else b"fine_labels"])
+        images = planes.reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1)
     # The official data passes these checks; data of the user's own may not.
-    if images.dtype != np.uint8 or len(images) != len(labels) or not len(labels):
-        raise ValueError(f"{len(labels)} labels for images {images.dtype} {list(images.shape)}")
+    if images.dtype != np.uint8 or labels.shape != images.shape[:1] or not len(labels):
+        count = "x".join(map(str, labels.shape))
+        raise ValueError(f"{count} labels for images {images.dtype} {list(images.shape)}")
     if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= classes:
         raise ValueError(f"labels {labels.min()} to {labels.max()}, expected 0 to {classes - 1}")
     return Split(images, labels)
 
 
-def _from_planes(planes: np.ndarray) -> np.ndarray:
-    return planes.reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1)
-
-
-def _concatenate(parts: list[Split]) -> Split:
-    """Join splits; removes each from `parts` once it is copied, so that the data is not in memory twice."""
-    labels = np.concatenate([part.labels for part in parts]).astype(np.uint8)
-    images = np.empty((len(labels), SIDE, SIDE, 3), np.uint8)
-    start = 0
-    while parts:
-        part = parts.pop(0)
-        images[start : start + len(part.labels)] = part.images
-        start += len(part.labels)
-    return Split(images, labels)
+def _append(split: Split, part: Split) -> None:
+    """Append to the arrays of `split` in place."""
+    for array, added in ((split.images, part.images), (split.labels, part.labels)):
+        start = len(array)
+        array.resize((start + len(added), *array.shape[1:]), refcheck=False)  # no view of it exists
+        array[start:] = added
 
 
 _SAFE = {

@@ -234,6 +234,7 @@ def test_a_pickle_that_calls_something_is_refused_and_not_run(
         python2_pickle({b"labels": [10], b"data": np.zeros((1, 3072), np.uint8)}),
         python2_pickle({b"labels": [-1], b"data": np.zeros((1, 3072), np.uint8)}),
         python2_pickle({b"labels": [b"cat"], b"data": np.zeros((1, 3072), np.uint8)}),
+        python2_pickle({b"labels": [[1], [1]], b"data": np.zeros((2, 3072), np.uint8)}),
         python2_pickle({b"labels": [], b"data": np.zeros((0, 3072), np.uint8)}),
     ],
 )
