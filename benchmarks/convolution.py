@@ -1,10 +1,10 @@
-"""Compare the AMX convolution with PyTorch's, in turn on one machine.
+"""Compare convolutions whose weight gradients the project computes with PyTorch's, in turn on one machine.
 
     python benchmarks/convolution.py           # single layers, then training steps of networks: five minutes
 
-Forward and backward passes in bf16 on random images. The ratios are AMX convolution / PyTorch: median, lowest and
-highest of all rounds; below 1 the AMX convolution is faster. It is meant for CPUs with AMX; on others, training uses
-PyTorch's. Other programs on the machine distort the result.
+Forward and backward passes in bf16 on random images, with the method that training uses on this CPU. The ratios are
+fast weight gradients / PyTorch: median, lowest and highest of all rounds; below 1 the project's code is faster. Other
+programs on the machine distort the result.
 """
 
 import argparse
@@ -21,14 +21,17 @@ import torch.nn.functional as F
 from in_turn import format_row
 from torch import nn
 
-from vision.core.amx_convolution import AMXConvolutionMode
-from vision.core.device import cpu_capabilities, keep_freed_memory
+from vision.core.convolution import WeightGradient, WeightGradientMode, select_weight_gradient
+from vision.core.device import keep_freed_memory
 from vision.core.inference import autocast
 from vision.core.models.classifier import InputSpec
 from vision.core.models.registry import create_model
 
 CPU = torch.device("cpu")
-MAPS = [(channels, side) for channels in (128, 256, 512) for side in (2, 3, 4, 6, 7, 8)]
+MAPS = [
+    *((channels, side) for channels in (32, 64) for side in (9, 12, 15)),
+    *((channels, side) for channels in (128, 256, 512) for side in (2, 3, 4, 6, 7, 8)),
+]
 NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
     "default": ("convnet", {"widths": [32, 128, 256], "depth": 2}),
     "speedrun94": ("convnet", {"widths": [64, 256, 256], "depth": 2}),
@@ -72,9 +75,9 @@ def make_network_pass(name: str, side: int, count: int) -> Pass:
     return run
 
 
-def format_both(name: str, run: Pass, rounds: int) -> str:
+def format_both(name: str, run: Pass, method: WeightGradient, rounds: int) -> str:
     """Time a pass in both ways, in turn, and return a row of the table."""
-    return format_row(name, lambda: run(nullcontext()), lambda: run(AMXConvolutionMode()), rounds)
+    return format_row(name, lambda: run(nullcontext()), lambda: run(WeightGradientMode(method)), rounds)
 
 
 def main() -> None:
@@ -83,18 +86,19 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--images", type=int, default=500, help="images per step")
     options = parser.parse_args()
-    if not cpu_capabilities().get("amx_bf16", False):
-        print("This CPU has no AMX: training uses PyTorch's convolution here.", file=sys.stderr)
+    method = select_weight_gradient(nn.Conv2d(128, 128, 3), options.images, CPU, torch.bfloat16)
+    if method is None:
+        sys.exit("convolution.py: training uses PyTorch's convolution on this CPU")
     keep_freed_memory()
     torch.manual_seed(0)
-    print(f"| {options.images} images | PyTorch, ms | AMX convolution, ms | ratio | from, to |\n|---|---|---|---|---|")
+    print(f"| {options.images} images | PyTorch, ms | {method.name}, ms | ratio | from, to |\n|---|---|---|---|---|")
     for channels, side in MAPS:
         run = make_layer_pass(channels, side, options.images)
-        print(format_both(f"{channels} channels, {side}x{side}", run, options.rounds), flush=True)
+        print(format_both(f"{channels} channels, {side}x{side}", run, method, options.rounds), flush=True)
     for name in NETWORKS:
         for side in (20, 26, 32):
             run = make_network_pass(name, side, options.images)
-            print(format_both(f"{name}, {side}x{side}", run, options.rounds), flush=True)
+            print(format_both(f"{name}, {side}x{side}", run, method, options.rounds), flush=True)
 
 
 if __name__ == "__main__":

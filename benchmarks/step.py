@@ -14,6 +14,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "stages"))
@@ -22,9 +23,9 @@ import torch
 import torch.nn.functional as F
 from torch.profiler import ProfilerActivity, profile
 
-from vision.core.amx_convolution import convolution_context
 from vision.core.augment.crop_flip import RandomCropFlip
 from vision.core.config import OptimizerConfig
+from vision.core.convolution import WeightGradientMode, select_weight_gradient
 from vision.core.data import ImageDataset, epoch_indices, iter_batches
 from vision.core.device import keep_freed_memory, select_device
 from vision.core.inference import autocast
@@ -34,7 +35,7 @@ from vision.core.models.registry import create_model
 from vision.core.optim.optimizers import build_optimizers
 
 CATEGORIES = {
-    "convolution": ("convolution",),
+    "convolution": ("convolution", "_Convolution"),
     "pooling": ("max_pool", "fill_", "amax"),
     "fused block": ("PoolNormSiLU",),
     "activation": ("silu",),
@@ -61,7 +62,8 @@ def make_step(widths: list[int], batch_size: int, size: int, fused: bool = True)
     optimizers = build_optimizers(model, config, 0.15, dtype)
     if fused:
         fuse_blocks(model, device, dtype)
-    convolutions = convolution_context(model, batch_size, device, dtype)
+    method = select_weight_gradient(model, batch_size, device, dtype)
+    convolutions = WeightGradientMode(method) if method else nullcontext()
     augment = RandomCropFlip("alternate", 2, batch_size, generator)
 
     def step() -> None:

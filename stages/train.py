@@ -23,8 +23,8 @@ from vision.core.augment.resize import resize_images
 from vision.core.config import AugmentConfig, OptimizerConfig, TrainConfig
 from vision.core.data import ImageDataset
 from vision.core.device import describe_environment, flush_denormals
+from vision.core.kernels import select_kernels
 from vision.core.models.classifier import Classifier
-from vision.core.models.convnet import fuse_blocks
 from vision.core.trainer import State
 from vision.pipeline.device import set_up_device
 from vision.pipeline.errors import UserError
@@ -57,11 +57,12 @@ def main() -> None:
     check_image_sizes(model, train.images[:1], params.train.progressive_resizing)
     peak = flops.peak_flops(device, dtype)  # after the checks, because it takes a while
 
-    fused_blocks = params.train.fused_blocks == "auto" and fuse_blocks(model, device, dtype)
-    environment = describe_environment(device, dtype) | {"fused_blocks": fused_blocks}
+    config = train_config(params, dtype)
+    kernels = select_kernels(model, config, device).names()
+    environment = describe_environment(device, dtype) | kernels
 
     trial = current_trial(params)
-    folder = main_root(ROOT) / "checkpoints" / training_fingerprint(params, device, dtype, fused_blocks)
+    folder = main_root(ROOT) / "checkpoints" / training_fingerprint(params, device, dtype, kernels)
     with open_checkpoints(folder, params.train.checkpoint_seconds) as checkpoints:
         checkpoint = checkpoints.load_latest()
         if checkpoint:
@@ -71,7 +72,7 @@ def main() -> None:
             recorder = Recorder(model, train.images[:1], peak, run, trial, checkpoints, seconds)
             try:
                 state = checkpoint.training_state if checkpoint else None
-                fit_result = fit_with_progress(model, train, val, train_config(params, dtype), recorder, state)
+                fit_result = fit_with_progress(model, train, val, config, recorder, state)
             except loop.DivergenceError as error:
                 checkpoints.remove()
                 trial.end("diverged")

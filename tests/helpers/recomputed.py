@@ -22,8 +22,17 @@ Figure = bool | int | float
 Figures = dict[str, Figure]
 """Figures by file and keys, or by file, row and column: `train.json: val_loss`, `per_class.csv: cat: recall`."""
 
-MEASURED = {"seconds", "images_per_s", "share_of_peak", "peak_tflops", "threads", "cores", "fused_blocks"}
-"""Last keys of figures that depend on the machine, such as times. A compiler decides `fused_blocks`."""
+MEASURED = {
+    "seconds",
+    "images_per_s",
+    "share_of_peak",
+    "peak_tflops",
+    "threads",
+    "cores",
+    "fused_blocks",
+    "weight_gradients",
+}
+"""Last keys of figures that depend on the machine, such as times. A compiler decides about the last two."""
 OF_EACH_EPOCH = {"train_loss", "train_accuracy", "val_loss", "val_accuracy"}
 """Columns of history.csv. The weights of most epochs are not saved, so only the best epoch is computed here.
 

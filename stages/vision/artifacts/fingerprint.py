@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -14,7 +15,9 @@ from vision.pipeline.paths import ROOT, resolve_path
 _DATA = ("train_images.npy", "train_labels.npy", "val_images.npy", "val_labels.npy", "stats.json")
 
 
-def training_fingerprint(params: Params, device: torch.device, dtype: torch.dtype, fused_blocks: bool) -> str:
+def training_fingerprint(
+    params: Params, device: torch.device, dtype: torch.dtype, kernels: Mapping[str, bool | str]
+) -> str:
     """Hash the parameters, the data, the code, the versions and the hardware of the training in this process.
 
     Two trainings with the same fingerprint end with the same weights, bit for bit on a CPU, so one can resume from the
@@ -24,7 +27,7 @@ def training_fingerprint(params: Params, device: torch.device, dtype: torch.dtyp
         params: of all stages.
         device: where the model is trained.
         dtype: what convolutions are computed in.
-        fused_blocks: whether the blocks of the model are fused, which rounds differently.
+        kernels: the names of the kernels that the training uses, because each rounds differently.
 
     Returns:
         16 hexadecimal digits.
@@ -38,7 +41,7 @@ def training_fingerprint(params: Params, device: torch.device, dtype: torch.dtyp
         "files": [[path.name, _sha256(path)] for path in files],
         "torch": torch.__version__,
         "dtype": str(dtype),
-        "fused_blocks": fused_blocks,
+        "kernels": dict(kernels),
         # Kernels, and the order in which they add numbers, depend on the processor and the number of threads.
         "hardware": {name: environment[name] for name in ("device", "device_name", "threads")},
         "capabilities": dict(cpu_capabilities()),

@@ -57,7 +57,7 @@ class TrainConfig:
     ema_decay: float | None = None
     keep: Literal["val_loss", "val_accuracy", "last"] = "val_loss"
     patience: int | None = None
-    amx_convolution: Literal["auto", "off"] = "auto"
+    fast_weight_gradients: Literal["auto", "off"] = "auto"
     fused_blocks: Literal["auto", "off"] = "auto"
 
 

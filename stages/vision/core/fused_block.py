@@ -6,8 +6,6 @@ fused_block.cpp, which is compiled on first use.
 """
 
 import ctypes
-import functools
-import logging
 import platform
 from pathlib import Path
 from typing import Any
@@ -17,9 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from vision.core.device import has_native_bf16
-from vision.core.shared_library import BuildError, load_shared_library
-
-logger = logging.getLogger(__name__)
+from vision.core.shared_library import find_shared_library
 
 CHANNEL_MULTIPLE = 32
 """The number of channels must be a multiple of it: that many bfloat16 numbers are a cache line."""
@@ -39,17 +35,8 @@ def is_available(device: torch.device, dtype: torch.dtype) -> bool:
     )
 
 
-@functools.cache
 def _load() -> ctypes.CDLL | None:
-    try:
-        return load_shared_library(Path(__file__).with_suffix(".cpp"))
-    except BuildError as error:
-        logger.warning(
-            "train.fused_blocks: %s; using PyTorch's operators; training is slower. "
-            "Install a C++ compiler such as g++, or set train.fused_blocks to off.",
-            error,
-        )
-        return None
+    return find_shared_library(Path(__file__).with_suffix(".cpp"), "train.fused_blocks")
 
 
 def is_supported(features: Tensor, norm: nn.BatchNorm2d, pool: bool) -> bool:

@@ -5,7 +5,9 @@ PyTorch's headers (torch.utils.cpp_extension) it takes half a minute.
 """
 
 import ctypes
+import functools
 import hashlib
+import logging
 import os
 import shlex
 import shutil
@@ -14,6 +16,8 @@ import tempfile
 from pathlib import Path
 
 import torch
+
+logger = logging.getLogger(__name__)
 
 _FLAGS = (
     *("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC", "-fno-exceptions", "-Wno-psabi"),
@@ -27,6 +31,25 @@ _DIGEST_SIZE = hashlib.sha256().digest_size
 
 class BuildError(Exception):
     """The library cannot be compiled or loaded. The message says why, in one line."""
+
+
+@functools.cache
+def find_shared_library(source: Path, parameter: str) -> ctypes.CDLL | None:
+    """Load the library of a C++ file as `load_shared_library` does. If that fails, log a warning and return None.
+
+    Args:
+        source: the C++ file.
+        parameter: the parameter that switches its use off.
+    """
+    try:
+        return load_shared_library(source)
+    except BuildError as error:
+        logger.warning(
+            "%s: %s; using PyTorch's operators; training is slower. "
+            "Install a C++ compiler such as g++, or set %s to off.",
+            parameter, error, parameter,
+        )  # fmt: skip
+        return None
 
 
 def load_shared_library(source: Path) -> ctypes.CDLL:

@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from vision.core.amx_convolution import convolution_context
 from vision.core.augment.pipeline import Augmentation
 from vision.core.config import TrainConfig
+from vision.core.convolution import WeightGradientMode
 from vision.core.data import Batch, ImageDataset
 from vision.core.inference import autocast
-from vision.core.models.convnet import fuse_blocks
+from vision.core.kernels import select_kernels
 from vision.core.optim.ema import ModelEMA
 from vision.core.optim.optimizers import build_optimizers
 from vision.core.optim.schedules import build_schedule
@@ -31,7 +31,6 @@ class Trainer:
         eval_model: the model to validate and to keep: the trained one, or the moving average of its weights.
         augmentation: how training batches are augmented.
         generator: the source of all random numbers except those of the model itself, such as dropout.
-        fused_blocks: whether the model trains with the functions of `vision.core.fused_block`.
     """
 
     def __init__(self, model: nn.Module, train: ImageDataset, config: TrainConfig, steps: int) -> None:
@@ -55,10 +54,8 @@ class Trainer:
         self.eval_model = model if self.ema is None else self.ema.model
         self.hard_mining = min(config.hard_example_fraction) < 1
         self.losses = torch.full((len(train.labels),), math.inf, device=self.device)  # of each image when last seen
-        self._convolution_context: AbstractContextManager[object] = nullcontext()
-        if config.amx_convolution == "auto":
-            self._convolution_context = convolution_context(model, config.batch_size, self.device, config.dtype)
-        self.fused_blocks = config.fused_blocks == "auto" and fuse_blocks(model, self.device, config.dtype)
+        method = select_kernels(model, config, self.device).weight_gradient
+        self._forward_context: AbstractContextManager[object] = WeightGradientMode(method) if method else nullcontext()
         # Small gradients underflow in float16 without a scale. bfloat16 has the range of float32.
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.dtype == torch.float16)
         # Expected where the first step of an optimizer is skipped: its gradients overflow, or its layers are frozen.
@@ -96,7 +93,7 @@ class Trainer:
         Returns:
             The mean loss, a scalar, and the logits [B, classes], both from before the update.
         """
-        with autocast(self.device, self.config.dtype), self._convolution_context:
+        with autocast(self.device, self.config.dtype), self._forward_context:
             logits = self.model(batch.images)
         losses = self._cross_entropy(logits, batch)
         loss = losses.mean()

@@ -115,6 +115,7 @@ class Environment(_Schema):
     precision: Line
     threads: Count | None = None
     fused_blocks: bool | None = None
+    weight_gradients: Line | None = None
     cores: Count | None = None
     python: str | None = None
     versions: dict[str, str]

@@ -193,7 +193,7 @@ class Train(Section):
     device: Literal["auto", "cuda", "mps", "cpu"]
     precision: Literal["auto", "fp32", "bf16", "fp16"]
     deterministic: bool
-    amx_convolution: Literal["auto", "off"]
+    fast_weight_gradients: Literal["auto", "off"]
     fused_blocks: Literal["auto", "off"]
     epochs: Annotated[int, Field(ge=1, le=100_000)]
     batch_size: Annotated[int, Field(ge=2, le=1_000_000)]

@@ -30,6 +30,9 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+KERNELS: dict[str, bool | str] = {"fused_blocks": False, "weight_gradients": "pytorch"}
+
+
 def changed(section: str, **values: object) -> Params:
     params = load_params()
     return params.model_copy(update={section: getattr(params, section).model_copy(update=values)})
@@ -39,11 +42,19 @@ def test_it_changes_with_what_the_result_depends_on(root: Path, monkeypatch: pyt
     (root / "weights.pt").write_bytes(b"weights")
     there = changed("model", weights="weights.pt")
 
-    def found(params: Params | None = None, dtype: torch.dtype = torch.float32, fused: bool = False) -> str:
-        return training_fingerprint(params or load_params(), CPU, dtype, fused)
+    def found(
+        params: Params | None = None,
+        dtype: torch.dtype = torch.float32,
+        fused: bool = False,
+        gradients: str = "pytorch",
+    ) -> str:
+        return training_fingerprint(
+            params or load_params(), CPU, dtype, {"fused_blocks": fused, "weight_gradients": gradients}
+        )
 
     seen = [found(), found(there), found(changed("train", lr=0.2)), found(changed("model", freeze_epochs=1))]
     seen += [found(load_params().model_copy(update={"seed": 1})), found(dtype=torch.bfloat16), found(fused=True)]
+    seen.append(found(gradients="avx512_bf16"))
     threads = torch.get_num_threads()
     torch.set_num_threads(threads + 1)
     seen.append(found())
@@ -72,9 +83,9 @@ def test_it_changes_with_what_the_result_depends_on(root: Path, monkeypatch: pyt
 
 
 def test_it_stays_with_what_changes_nothing(root: Path) -> None:
-    before = training_fingerprint(load_params(), CPU, torch.float32, False)
+    before = training_fingerprint(load_params(), CPU, torch.float32, KERNELS)
     (root / "stages/evaluate.py").write_text("")
     (root / "stages/vision/core/models/__pycache__").mkdir()
     (root / "stages/vision/core/models/__pycache__/convnet.cpython-399.pyc").write_bytes(b"bytecode")
     others = [changed("train", checkpoint_seconds=1.0), changed("report", title="Another"), load_params()]
-    assert {training_fingerprint(params, CPU, torch.float32, False) for params in others} == {before}
+    assert {training_fingerprint(params, CPU, torch.float32, KERNELS) for params in others} == {before}

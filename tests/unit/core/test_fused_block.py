@@ -22,6 +22,7 @@ from vision.core.fused_block import is_available, is_supported, pool_norm_silu
 from vision.core.models import convnet
 from vision.core.models.convnet import Block, ConvNet, fuse_blocks
 from vision.core.models.registry import create_model
+from vision.core.shared_library import find_shared_library
 from vision.core.trainer import State
 from vision.pipeline.paths import ROOT
 
@@ -42,9 +43,9 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Libraries of these tests are compiled into a folder of their own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path_factory.mktemp("extensions")))
-        fused_block._load.cache_clear()
+        find_shared_library.cache_clear()
         yield
-    fused_block._load.cache_clear()
+    find_shared_library.cache_clear()
 
 
 @pytest.fixture
@@ -250,7 +251,7 @@ def test_without_a_compiler_one_line_says_so_and_pytorch_is_used(
 ) -> None:
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
-    fused_block._load.cache_clear()
+    find_shared_library.cache_clear()
     with caplog.at_level(logging.INFO):
         assert not is_available(CPU, BF16)
         assert not fuse_blocks(ConvNet(3, 4, [32], depth=1), CPU, BF16)
@@ -259,7 +260,7 @@ def test_without_a_compiler_one_line_says_so_and_pytorch_is_used(
         "train.fused_blocks: no C++ compiler found (g++, c++, clang++); using PyTorch's operators; training is slower. "
         "Install a C++ compiler such as g++, or set train.fused_blocks to off."
     )
-    fused_block._load.cache_clear()
+    find_shared_library.cache_clear()
 
 
 def test_importing_the_core_compiles_nothing(tmp_path: Path) -> None:

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from small_training import INPUTS, NO_IMAGES, small_convnet, striped_images, train_config
-from vision.core import amx_convolution, loop
-from vision.core.amx_convolution import pack_rows
+from vision.core import avx512_weight_gradient, convolution, loop
 from vision.core.config import TrainConfig
+from vision.core.convolution import AMX
 from vision.core.data import ImageDataset
 from vision.core.inference import predict
 from vision.core.models.registry import create_model
@@ -98,18 +98,18 @@ def test_the_network_gets_augmented_images(augment: dict[str, Any]) -> None:
         assert set(seen) == originals
 
 
-def test_amx_convolution_is_used_on_auto_where_the_cpu_has_amx_and_never_on_off(
+def test_fast_weight_gradients_are_used_on_auto_where_the_cpu_supports_them_and_never_on_off(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     train, val = striped_images(200, seed=1), striped_images(200, seed=2)
-    packed: list[torch.Size] = []
+    computed: list[torch.Size] = []
 
-    def record(images: Tensor, padding: int) -> Tensor:
-        packed.append(images.shape)
-        return pack_rows(images, padding)
+    def record(features: Tensor, grad_output: Tensor, kernel_size: int) -> Tensor:
+        computed.append(features.shape)
+        return AMX.compute(features, grad_output, kernel_size)
 
     def losses(amx: bool, **changes: Any) -> tuple[float, float]:
-        monkeypatch.setattr(amx_convolution, "cpu_capabilities", lambda: {"amx_bf16": amx})
+        monkeypatch.setattr(convolution, "cpu_capabilities", lambda: {"amx_bf16": amx})
         torch.manual_seed(0)
         model = create_model("convnet", {"widths": [128, 128], "depth": 2}, INPUTS, 4)
         model.initialize_from(train.images)
@@ -118,13 +118,14 @@ def test_amx_convolution_is_used_on_auto_where_the_cpu_has_amx_and_never_on_off(
         assert last.val_loss is not None
         return last.train_loss, last.val_loss
 
-    monkeypatch.setattr(amx_convolution, "pack_rows", record)
-    expected = losses(amx=False, amx_convolution="auto")
-    assert losses(amx=True, amx_convolution="off") == expected
-    assert packed == []
-    found = losses(amx=True, amx_convolution="auto")
+    monkeypatch.setattr(convolution, "AMX", AMX._replace(compute=record))
+    monkeypatch.setattr(avx512_weight_gradient, "cpu_capabilities", dict)
+    expected = losses(amx=False, fast_weight_gradients="auto")
+    assert losses(amx=True, fast_weight_gradients="off") == expected
+    assert computed == []
+    found = losses(amx=True, fast_weight_gradients="auto")
     # In each of the eight steps, two convolutions have maps of 3x3 and one of 1x1; the first one has few channels.
-    assert len(packed) == 8 * 2 * 3
+    assert len(computed) == 8 * 3
     assert found == pytest.approx(expected, rel=0.05)
 
 

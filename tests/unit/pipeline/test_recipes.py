@@ -17,7 +17,7 @@ LEFT_TO_THE_USER = {
     "preprocess.samples_per_class",
     "train.device",
     "train.deterministic",
-    "train.amx_convolution",
+    "train.fast_weight_gradients",
     "train.fused_blocks",
     "train.checkpoint_seconds",
     "evaluate.batch_size",
