@@ -29,7 +29,7 @@ from vision.core.models.registry import create_model
 
 CPU = torch.device("cpu")
 MAPS = [
-    *((channels, side) for channels in (32, 64) for side in (9, 12, 15)),
+    *((64, side) for side in (9, 12, 15)),
     *((channels, side) for channels in (128, 256, 512) for side in (2, 3, 4, 6, 7, 8)),
 ]
 NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
