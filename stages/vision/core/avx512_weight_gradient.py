@@ -1,8 +1,8 @@
 """The weight gradient of a convolution on CPUs with AVX512_BF16 and without AMX.
 
-oneDNN reaches 0.95 of the speed of a matrix product in the forward pass and in the gradient of the features, but only
-0.4 to 0.7 in the gradient of the weight. The code here reaches 0.8 to 0.95. It is avx512_weight_gradient.cpp, which is
-compiled on first use. Its sums are in float32 and so is its result, which PyTorch's convolution rounds to bfloat16.
+Here oneDNN's weight gradient is slower than its forward pass: typically 0.7 instead of 0.95 TFLOP/s on two cores. The
+code in avx512_weight_gradient.cpp reaches about 0.85. It is compiled on first use. It adds in float32 and returns
+float32; PyTorch's convolution rounds the gradient to bfloat16.
 """
 
 import ctypes
