@@ -163,7 +163,7 @@ class Recorder:
         share_of_peak = epoch.images_per_s * flops_per_image / self.peak_flops
         self.epochs.append(epoch)
         self.shares_of_peak.append(share_of_peak)
-        self.run.log_epoch({**asdict(epoch), "share_of_peak": share_of_peak})
+        self.run.log_metrics(epoch_metrics(epoch, share_of_peak), epoch.epoch)
         return self.trial.report(epoch.epoch, epoch.val_accuracy)
 
     def on_checkpoint(self, make_state: Callable[[], State]) -> None:
@@ -210,6 +210,16 @@ def divergence_advice(params: Train) -> str:
     if params.optimizer.name == "muon":
         advice += f" or train.optimizer.adamw_lr (now {params.optimizer.adamw_lr:g})"
     return advice
+
+
+def epoch_metrics(epoch: loop.EpochMetrics, share_of_peak: float) -> dict[str, float]:
+    """Name the metrics of an epoch for MLflow: `val_loss` is logged as `val/loss`, `lr` as `train/lr`."""
+    metrics = {**asdict(epoch), "share_of_peak": share_of_peak}
+    return {
+        name.replace("_", "/", 1) if name.startswith(("train_", "val_")) else f"train/{name}": value
+        for name, value in metrics.items()
+        if name != "epoch" and value is not None
+    }
 
 
 # After the training.

@@ -211,7 +211,7 @@ from vision.pipeline.stage import run_stage
 
 url, md5 = sys.argv[1:]
 name = "cifar-10-python.tar.gz"
-cifar.DATASETS["cifar10"] = dataclasses.replace(cifar.CIFAR10, sources={name: url}, checksums={name: md5})
+cifar.DATASETS["cifar10"] = dataclasses.replace(cifar.DATASETS["cifar10"], sources={name: url}, checksums={name: md5})
 run_stage(download.main)
 """
 

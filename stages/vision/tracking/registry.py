@@ -13,7 +13,7 @@ import yaml
 from mlflow import MlflowClient, MlflowException
 from mlflow.entities import LoggedModelOutput
 
-from vision.tracking.store import warn
+from vision.pipeline.messages import warn
 
 COMPARABLE = ("classes", "split_digest")
 """Validation accuracies can be compared if these tags of the model versions are equal."""
@@ -75,7 +75,7 @@ def register(client: MlflowClient, experiment: str, model_id: str, tags: Mapping
     different = [tag for tag in COMPARABLE if champion and versions[champion].get(tag) != tags.get(tag)]
     if different and "val_accuracy" in tags:
         reason = f"version {champion} (different {' and '.join(different)}), which stays champion"
-        warn(f"version {version.version} of {name} cannot be compared with {reason}")
+        warn("MLflow", f"version {version.version} of {name} cannot be compared with {reason}")
 
 
 def _best(versions: Mapping[int, Mapping[str, str]], champion: int, tags: Mapping[str, str]) -> int:

@@ -1,15 +1,15 @@
 """A run: what the stages log about one model, to MLflow, TensorBoard, both or neither."""
 
-import json
 import shutil
 import textwrap
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vision.tracking.store import warn
+from vision.pipeline.formatting import flatten
+from vision.pipeline.messages import warn
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -35,15 +35,6 @@ class Run:
     record: dict[str, Any] = field(default_factory=lambda: {"mlflow": None, "tensorboard": None})
     logged_epochs: Collection[int] = ()
     version_tags: Mapping[str, str] | None = None
-
-    def log_epoch(self, metrics: Mapping[str, float | None]) -> None:
-        """Log the metrics of an epoch at step `epoch`: `val_loss` as `val/loss`, `lr` as `train/lr`.
-
-        Args:
-            metrics: the fields of `EpochMetrics`, and `share_of_peak`. Those that are None are not logged.
-        """
-        values = {_metric_name(name): value for name, value in metrics.items() if name != "epoch" and value is not None}
-        self.log_metrics(values, int(metrics["epoch"] or 0))
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Log metrics at `step`; without a step they are summary values, of the run and of its logged model.
@@ -84,24 +75,10 @@ class Run:
             try:
                 self.spool.put({"model": "model"}, "model", save)
             except Exception as error:  # models/ has the model all the same
-                warn(f"the model cannot be exported and is not logged ({textwrap.shorten(str(error), 200)})")
+                warn("MLflow", textwrap.shorten(f"the model cannot be exported and is not logged ({error})", 250))
 
     def register_model(self, val_accuracy: float | None) -> None:
         """Register the logged model; `val_accuracy`, in [0, 1], is None if there are no validation images."""
         if self.spool and self.version_tags is not None:
             accuracy = {} if val_accuracy is None else {"val_accuracy": repr(val_accuracy)}
             self.spool.put({"register": {**self.version_tags, **accuracy}})
-
-
-def flatten(sections: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Nested keys joined with dots, values as in params.yaml."""
-    for key, value in sections.items():
-        if isinstance(value, Mapping):
-            yield from flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value)
-
-
-def _metric_name(name: str) -> str:
-    split, _, metric = name.partition("_")
-    return f"{split}/{metric}" if split in ("train", "val") else f"train/{name}"

@@ -22,6 +22,7 @@ from filelock import FileLock
 from mlflow import MlflowClient, MlflowException
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 
+from vision.pipeline.messages import warn
 from vision.pipeline.paths import ROOT, main_root
 from vision.storage.atomic import atomic_write
 from vision.tracking import store
@@ -30,8 +31,7 @@ from vision.tracking.registry import find_model, log_model, register
 LogCall = dict[str, Any]
 """A call that logs something to a run, as JSON; `_send` lists the kinds."""
 
-_PAUSE = 10.0
-"""Seconds after a failed attempt without another one."""
+_PAUSE = 10.0  # seconds after a failed attempt without another one
 
 
 class Spool:
@@ -86,7 +86,7 @@ class Spool:
                     call["path"] = str(path.relative_to(self.folder))
                 partial.write_text(json.dumps(call), encoding="utf-8")
         except OSError as error:
-            store.warn(f"{self.folder}: cannot be written ({error.strerror or error}); lost: {call}"[:500])
+            warn("MLflow", f"{self.folder}: cannot be written ({error.strerror or error}); lost: {call}"[:500])
         self._thread.submit(self._attempt)
 
     def flush(self) -> None:
@@ -112,7 +112,7 @@ class Spool:
                 if getattr(error, "error_code", "") in ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST"):
                     reason += f"; if the run was deleted, `mlflow runs restore --run-id {self.run_id}` restores it"
                 waiting = f"{len(self.files())} record(s) of run {self.run_id}, in {self.folder}"
-                store.warn(f"{reason}; not logged yet: {waiting}; `dvc repro -sf report` tries again")
+                warn("MLflow", f"{reason}; not logged yet: {waiting}; `dvc repro -sf report` tries again")
             self._waited, self._next_attempt = True, time.monotonic() + _PAUSE
 
     def _publish(self) -> None:
@@ -129,14 +129,14 @@ class Spool:
                     path = self.folder / call.pop("path")
                     path.stat()
             except (ValueError, OSError):  # the machine lost power
-                store.warn(f"{file}: a record is damaged; skipped")
+                warn("MLflow", f"{file}: a record is damaged; skipped")
             else:
                 send(client, self.run_id, call, path)
             file.unlink(missing_ok=True)
             if path is not None:
                 shutil.rmtree(path.parent, ignore_errors=True)
         if self._waited:
-            store.warn(f"logged {len(files)} record(s) of run {self.run_id} that waited in {self.folder}")
+            warn("MLflow", f"logged {len(files)} record(s) of run {self.run_id} that waited in {self.folder}")
         self._waited = False
 
 
@@ -154,7 +154,7 @@ def send(client: MlflowClient, run_id: str, call: LogCall, path: Path | None) ->
             _send(client, run_id, call, path)  # another process has added the same row at the same moment
         elif error.error_code == "INVALID_PARAMETER_VALUE" and client.get_run(run_id).info.lifecycle_stage == "active":
             reason = store.format_error(client.tracking_uri, error)
-            store.warn(f"rejected a record of run {run_id}; skipped ({reason})")
+            warn("MLflow", f"rejected a record of run {run_id}; skipped ({reason})")
         else:
             raise
 

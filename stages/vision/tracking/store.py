@@ -8,7 +8,6 @@ import contextlib
 import os
 import re
 import sqlite3
-import sys
 import textwrap
 from collections.abc import Iterator
 from functools import cache
@@ -103,11 +102,10 @@ def _import_mlflow(uri: str) -> None:
     with importing():
         import mlflow
 
-    before = os.environ.get("MLFLOW_TRACKING_URI")
-    mlflow.set_tracking_uri(uri)  # sets the variable, too, which has to stay as it is
+    before = dict(os.environ)
+    mlflow.set_tracking_uri(uri)  # sets MLFLOW_TRACKING_URI, too, which has to stay as it is
     os.environ.pop("MLFLOW_TRACKING_URI", None)
-    if before is not None:
-        os.environ["MLFLOW_TRACKING_URI"] = before
+    os.environ.update(before)
 
 
 @cache
@@ -160,10 +158,9 @@ def opening(uri: str) -> Iterator["MlflowClient"]:
     except UserError:
         raise
     except Exception as error:
-        reason = format_error(uri, error)
-        advice = next(advice for pattern, advice in _ADVICE.items() if re.search(pattern, reason)).format(uri=uri)
-        reason = f"MLflow cannot use {reason}; {advice}, or set tracking.enabled: false in params.yaml"
-        raise UserError(reason) from None
+        cause = format_error(uri, error)
+        advice = next(advice for pattern, advice in _ADVICE.items() if re.search(pattern, cause)).format(uri=uri)
+        raise UserError(f"MLflow cannot use {cause}; {advice}, or set tracking.enabled: false in params.yaml") from None
 
 
 def find_run(client: "MlflowClient", experiment_id: str, run_id: str) -> "Run | None":
@@ -182,8 +179,3 @@ def format_error(uri: str, error: Exception) -> str:
     if getattr(error, "error_code", "") in ("UNAUTHENTICATED", "PERMISSION_DENIED") or re.match(r"40[13]\b", text):
         reason += "; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD to those of a user who may write there"
     return f"{public_uri(uri)}: {reason}"
-
-
-def warn(message: str) -> None:
-    """Print a line about MLflow on stderr."""
-    print(f"MLflow: {message}", file=sys.stderr, flush=True)

@@ -31,8 +31,10 @@ from official_formats import (
     write_python_archive,
 )
 from vision.datasets import cifar
-from vision.datasets.cifar import CIFAR10, CIFAR100, Dataset, Decoded
+from vision.datasets.cifar import DATASETS, Dataset, Decoded
 from vision.pipeline.errors import UserError
+
+CIFAR10, CIFAR100 = DATASETS["cifar10"], DATASETS["cifar100"]
 
 Writer = Callable[[Path, OfficialSet], None]
 

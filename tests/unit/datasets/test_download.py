@@ -32,10 +32,11 @@ from official_formats import (
     write_python_archive,
 )
 from vision.datasets import download
-from vision.datasets.cifar import CIFAR10, CIFAR100, Dataset, Decoded
+from vision.datasets.cifar import DATASETS, Dataset, Decoded
 from vision.pipeline import paths
 from vision.pipeline.errors import UserError
 
+CIFAR10, CIFAR100 = DATASETS["cifar10"], DATASETS["cifar100"]
 NPM = shutil.which("npm")
 ARCHIVE = "cifar-10-python.tar.gz"
 

@@ -35,7 +35,7 @@ from vision.tracking import store as store_module
 STATS = Stats(["cat", "dog", "frog"], [32, 32, 3], [0.5] * 3, [0.25] * 3, split_digest="ab" * 32)
 KIND = "mlflow.experimentKind"
 ON = Tracking(enabled=True, experiment="pets", registry=True, tensorboard=False)
-ROW = {"epoch": 1, "lr": 0.1, "train_loss": 2.0, "train_accuracy": 0.25, "val_loss": None, "seconds": 1.5}
+ROW = {"train/lr": 0.1, "train/loss": 2.0, "train/accuracy": 0.25, "train/seconds": 1.5}
 
 
 class Net(nn.Module):
@@ -64,7 +64,7 @@ def created(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / "index.html").write_text("<h1>report</h1>")
         with mlflow_run.training_run(params(), STATS) as run:
             for epoch in range(1, 4):
-                run.log_epoch(ROW | {"epoch": epoch, "train_loss": 1 / epoch})
+                run.log_metrics(ROW | {"train/loss": 1 / epoch}, epoch)
             run.log_model(lambda path: save_mlflow_model(path, model, images, STATS.classes))
             run.register_model(0.75)
             run.log_metrics({"best_epoch": 3})
@@ -225,7 +225,7 @@ def test_a_run_that_is_gone_is_told_and_recorded_nowhere(
     capfd.readouterr()  # MLflow's log, which a stage silences
     elsewhere = f"sqlite:///{tmp_path}/other/mlflow.db"
     for change, reason in [
-        ({}, f"run {run_id} is not in sqlite:///{store}/mlflow.db; if it was deleted, `mlflow runs restore"),
+        ({}, f"run {run_id} is not in sqlite:///{store}/mlflow.db; `mlflow runs restore --run-id {run_id}` restores"),
         ({"run_id": "0" * 32}, f"run {'0' * 32} is not in sqlite:///{store}/mlflow.db"),
         ({"tracking_uri": elsewhere}, f"is not in {elsewhere}"),
     ]:
@@ -247,15 +247,15 @@ def test_a_training_that_was_killed_goes_on_in_its_run_and_each_epoch_is_there_o
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     settings = params().tracking.model_copy(update={"tensorboard": True})
     all_params = params().model_copy(update={"tracking": settings})
-    rows = [ROW | {"epoch": epoch, "train_loss": 1 / epoch} for epoch in range(1, 5)]
+    rows = [ROW | {"train/loss": 1 / epoch} for epoch in range(1, 5)]
     monkeypatch.setenv("DVC_EXP_NAME", "first")
     records: list[dict[str, Any]] = []
 
     def killed() -> None:
         with mlflow_run.training_run(all_params, STATS, {"search.trial": "0"}) as run:
             records.append(run.record)
-            for row in rows[:3]:
-                run.log_epoch(row)
+            for epoch, row in enumerate(rows[:3], 1):
+                run.log_metrics(row, epoch)
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -267,8 +267,8 @@ def test_a_training_that_was_killed_goes_on_in_its_run_and_each_epoch_is_there_o
     with mlflow_run.training_run(all_params, STATS, {"search.trial": "1"}, record) as again:
         found = stored(tmp_path, record)
         assert (found.info.status, found.info.run_name) == ("RUNNING", "second")
-        for row in rows:
-            again.log_epoch(row)
+        for epoch, row in enumerate(rows, 1):
+            again.log_metrics(row, epoch)
         again.set_tags({"ended": "finished"})
     assert again.record["mlflow"]["run_id"] == record["mlflow"]["run_id"]
     assert again.record["tensorboard"] == record["tensorboard"]
@@ -288,13 +288,13 @@ def test_a_training_that_goes_on_opens_a_new_run_where_its_own_is_gone(
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     with mlflow_run.training_run(params(), STATS) as run:
-        run.log_epoch(ROW)
+        run.log_metrics(ROW, 1)
     record = run.record["mlflow"]
     client(tmp_path).delete_run(record["run_id"])
     for change in ({}, {"run_id": "0" * 32}):
         before = {"mlflow": record | change, "tensorboard": None}
         with mlflow_run.training_run(params(), STATS, resume_from=before) as other:
-            other.log_epoch(ROW)
+            other.log_metrics(ROW, 1)
         found = stored(tmp_path, other.record)
         assert found.info.run_id != record["run_id"]
         assert found.data.params["train.patience"] == "null"
@@ -308,7 +308,7 @@ from vision.tracking import mlflow_run as tracking
 everything = params.load_params()
 off = everything.tracking.model_copy(update={"enabled": False})
 with tracking.training_run(everything.model_copy(update={"tracking": off}), None) as run:
-    run.log_epoch({"epoch": 1})
+    run.log_metrics({"train/loss": 1}, 1)
     run.log_metrics({"test_accuracy": 1})
     run.set_tags({"environment": "cpu"})
     run.log_model(None)
@@ -334,7 +334,7 @@ def test_tensorboard_gets_the_curves_the_scores_and_the_figures(
     settings = Tracking(enabled=enabled, experiment="pets", registry=True, tensorboard=True)
     with mlflow_run.training_run(params().model_copy(update={"tracking": settings}), STATS) as run:
         for epoch in range(1, 4):
-            run.log_epoch(ROW | {"epoch": epoch, "train_loss": 1 / epoch})
+            run.log_metrics(ROW | {"train/loss": 1 / epoch}, epoch)
     with mlflow_run.resumed_run(settings, run.record) as resumed:
         resumed.log_metrics({"test_accuracy": 0.75})
         resumed.log_figure("confusion", Figure())
@@ -368,7 +368,7 @@ from vision.storage import arrays, tables
 from vision.tracking import mlflow_run
 with mlflow_run.training_run(params.load_params(), arrays.Stats(["a", "b"], [1, 1, 1], [0.5], [0.5], "0" * 64)) as run:
     for epoch in range(1, 41):
-        run.log_epoch({"epoch": epoch, "train_loss": 1 / epoch, "val_loss": 2 / epoch})
+        run.log_metrics({"train/loss": 1 / epoch, "val/loss": 2 / epoch}, epoch)
     run.log_artifact(Path(sys.argv[0]), "code")
 tables.write_json(mlflow_run.ROOT / "run.json", run.record)
 """

@@ -73,8 +73,8 @@ def params() -> Params:
     return load_params().model_copy(update={"tracking": ON})
 
 
-def epoch(number: int) -> dict[str, float | None]:
-    return {"epoch": number, "train_loss": 1 / number}
+def log_epoch(run: Run, number: int) -> None:
+    run.log_metrics({"train/loss": 1 / number}, number)
 
 
 def log_the_end(run: Run) -> None:
@@ -143,11 +143,11 @@ def test_a_server_that_dies_in_the_middle_and_comes_back_when_all_is_over(
     with mlflow_run.training_run(params(), STATS) as run:
         run_id = run.record["mlflow"]["run_id"]
         kept = root / "unlogged" / run_id
-        run.log_epoch(epoch(1))
+        log_epoch(run, 1)
         wait_until_published(kept)
         server.kill()
         for number in range(2, 5):
-            run.log_epoch(epoch(number))
+            log_epoch(run, number)
         log_the_end(run)
     gone, left = said(capfd)
     assert re.match(f"MLflow: {server.address}: .*Connection (refused|aborted)", gone)
@@ -191,11 +191,11 @@ def test_another_run_in_the_same_store_logs_what_a_server_did_not_answer_to(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.address)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
     with mlflow_run.training_run(params(), STATS) as run:
-        run.log_epoch(epoch(1))
+        log_epoch(run, 1)
         wait_until_published(root / "unlogged" / run.record["mlflow"]["run_id"])
         server.send(signal.SIGSTOP)  # it takes connections, and says nothing
-        run.log_epoch(epoch(2))
-        run.log_epoch(epoch(3))
+        log_epoch(run, 2)
+        log_epoch(run, 3)
     server.send(signal.SIGCONT)
     client = MlflowClient(server.address)
     run_id = run.record["mlflow"]["run_id"]
@@ -234,12 +234,12 @@ def lock_dir(database: Path) -> Iterator[None]:
 @pytest.mark.slow
 def test_a_database_that_is_locked_in_the_middle(root: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with mlflow_run.training_run(params(), STATS) as run:
-        run.log_epoch(epoch(1))
+        log_epoch(run, 1)
         wait_until_published(root / "unlogged" / run.record["mlflow"]["run_id"])
         with lock_dir(root / "mlflow.db"):
             started = time.monotonic()
-            run.log_epoch(epoch(2))
-            run.log_epoch(epoch(3))
+            log_epoch(run, 2)
+            log_epoch(run, 3)
             assert time.monotonic() - started < 1, "the training waits for nothing"
             log_the_end(run)
             time.sleep(max(0, started + 7 - time.monotonic()))  # the first attempt takes 5 s
@@ -274,10 +274,10 @@ def test_a_run_that_is_deleted_while_it_is_open(root: Path, capfd: pytest.Captur
     client = store.connect(store.tracking_uri())
     with mlflow_run.training_run(params(), STATS) as run:
         run_id = run.record["mlflow"]["run_id"]
-        run.log_epoch(epoch(1))
+        log_epoch(run, 1)
         wait_until_published(root / "unlogged" / run_id)
         client.delete_run(run_id)
-        run.log_epoch(epoch(2))
+        log_epoch(run, 2)
     assert f"if the run was deleted, `mlflow runs restore --run-id {run_id}` restores it" in said(capfd)[0]
     with mlflow_run.training_run(params(), STATS):
         pass
@@ -295,7 +295,7 @@ def test_a_run_that_is_deleted_while_it_is_open(root: Path, capfd: pytest.Captur
 def test_a_record_that_mlflow_rejects_is_skipped(root: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with mlflow_run.training_run(params(), STATS) as run:
         run.log_metrics({"no: such: name?": 1.0})
-        run.log_epoch(epoch(1))
+        log_epoch(run, 1)
     run_id = run.record["mlflow"]["run_id"]
     (line,) = said(capfd)
     assert line.startswith(f"MLflow: rejected a record of run {run_id}; skipped (")
@@ -307,7 +307,7 @@ def test_environment_variables_stay_as_they_are(root: Path) -> None:
     store.connect(store.tracking_uri())
     before = dict(os.environ)
     with mlflow_run.training_run(params(), STATS) as run:
-        run.log_epoch(epoch(1))
+        log_epoch(run, 1)
         log_the_end(run)
         assert dict(os.environ) == before
     with mlflow_run.resumed_run(ON, run.record) as resumed:
@@ -462,7 +462,7 @@ def test_a_second_process_of_a_run_overwrites_nothing(root: Path, run_id: str) -
 
 def test_a_training_that_was_killed_continues_with_what_waits(root: Path) -> None:
     with mlflow_run.training_run(params(), STATS) as run:
-        run.log_epoch(epoch(1))
+        log_epoch(run, 1)
     # As a training leaves it that was killed while its store was away.
     run_id = run.record["mlflow"]["run_id"]
     (root / "unlogged" / run_id).mkdir(parents=True)
@@ -470,7 +470,7 @@ def test_a_training_that_was_killed_continues_with_what_waits(root: Path) -> Non
     (root / "unlogged" / run_id / "00000002.json").write_text(json.dumps(second))
     with mlflow_run.training_run(params(), STATS, resume_from=run.record) as again:
         for number in range(1, 4):
-            again.log_epoch(epoch(number))
+            log_epoch(again, number)
     found = losses(store.connect(store.tracking_uri()), run_id)
     assert sorted(found) == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
 
@@ -500,7 +500,7 @@ def test_a_run_has_one_model_wherever_its_logging_was_killed(root: Path) -> None
         assert subprocess.run(command, cwd=ROOT / "stages").returncode == -signal.SIGKILL
     with mlflow_run.training_run(params(), STATS, resume_from=run.record) as again:
         for number in range(1, 5):
-            again.log_epoch(epoch(number))
+            log_epoch(again, number)
         log_the_end(again)
     with mlflow_run.resumed_run(ON, run.record) as resumed:
         log_scores(resumed, root)
