@@ -138,9 +138,10 @@ class OurRuns:
     def __init__(self, params: Params, options: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> None:
         """Take the recipe's parameters, with the kernels that they ask for."""
         self.params, self.options, self.device, self.dtype = params, options, device, dtype
-        self.compiled: Classifier | None = None
         if params["train"]["deterministic"]:
             compute_deterministically()
+        if options.compile:
+            params["train"]["compile"] = options.compile
 
     def __iter__(self) -> Iterator[Run]:
         """Train and test `repeats` times, with the seeds from `seed` on; warm up before, on CUDA or to compile."""
@@ -179,16 +180,10 @@ class OurRuns:
         )
 
     def build_model(self, train: ImageDataset) -> Classifier:
-        """Build the network; with --compile, later runs load new weights into the model that was compiled first."""
+        """Build and initialize the network."""
         pixels = train.images.float() / 255
         mean, std = pixels.mean((0, 1, 2)).tolist(), pixels.std((0, 1, 2)).tolist()
         model = build_network(self.params, mean, std).to(self.device)
-        if self.options.compile:
-            if self.compiled is None:
-                self.compiled = model
-                self.compiled.compile(mode="max-autotune-no-cudagraphs", dynamic=False)
-            self.compiled.load_state_dict(model.state_dict())
-            model = self.compiled
         model.initialize_from(train.images)
         return model
 
@@ -254,7 +249,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--repeats", type=int, default=1, help="runs per round")
     parser.add_argument("--seed", type=int, default=0, help="of the first run")
-    parser.add_argument("--compile", action="store_true", help="compile our network too")
+    modes = ("default", "reduce-overhead", "max-autotune")
+    parser.add_argument("--compile", choices=modes, help="train.compile of our network; peers always compile on CUDA")
     parser.add_argument("--validate", action="store_true", help="hold out 5,000 training images and score those")
     parser.add_argument("--limit", type=int, metavar="N", help="take the first N images of each split only")
     parser.add_argument("--contender", help=argparse.SUPPRESS)

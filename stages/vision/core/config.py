@@ -59,6 +59,7 @@ class TrainConfig:
     patience: int | None = None
     fast_weight_gradients: Literal["auto", "off"] = "auto"
     fused_blocks: Literal["auto", "off"] = "auto"
+    compile: Literal["default", "reduce-overhead", "max-autotune"] | None = None
 
 
 @dataclass(frozen=True)

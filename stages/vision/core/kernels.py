@@ -1,5 +1,6 @@
 """Which operators of a training are computed by the project's own code instead of PyTorch's."""
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -30,8 +31,11 @@ class Kernels(NamedTuple):
 def select_kernels(model: nn.Module, config: TrainConfig, device: torch.device) -> Kernels:
     """Choose the kernels for training `model` on `device`, and make its blocks use theirs.
 
-    The first call in a process may compile C++ code.
+    A training with torch.compile uses none of them, because it generates its own. The first call in a process may
+    compile C++ code.
     """
+    if config.compile is not None:
+        config = replace(config, fused_blocks="off", fast_weight_gradients="off")
     fast_gradients = config.fast_weight_gradients == "auto"
     method = select_weight_gradient(model, config.batch_size, device, config.dtype) if fast_gradients else None
     return Kernels(config.fused_blocks == "auto" and fuse_blocks(model, device, config.dtype), method)

@@ -56,6 +56,8 @@ class Trainer:
         self.losses = torch.full((len(train.labels),), math.inf, device=self.device)  # of each image when last seen
         method = select_kernels(model, config, self.device).weight_gradient
         self._forward_context: AbstractContextManager[object] = WeightGradientMode(method) if method else nullcontext()
+        # Validation and the state dict use `model` itself, whose parameters the compiled function shares.
+        self._forward = torch.compile(model, mode=config.compile, dynamic=False) if config.compile else model
         # Small gradients underflow in float16 without a scale. bfloat16 has the range of float32.
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.dtype == torch.float16)
         # Expected where the first step of an optimizer is skipped: its gradients overflow, or its layers are frozen.
@@ -93,8 +95,10 @@ class Trainer:
         Returns:
             The mean loss, a scalar, and the logits [B, classes], both from before the update.
         """
+        if self.config.compile:
+            torch.compiler.cudagraph_mark_step_begin()  # the logits of the step before may be overwritten
         with autocast(self.device, self.config.dtype), self._forward_context:
-            logits = self.model(batch.images)
+            logits = self._forward(batch.images)
         losses = self._cross_entropy(logits, batch)
         loss = losses.mean()
         self.scaler.scale(loss).backward()

@@ -33,8 +33,8 @@ def error_message(error: BaseException) -> str | None:
 def resource_hint(error: BaseException) -> str | None:
     """Return what to change in params.yaml after an error that a parameter can avoid; None for other errors.
 
-    These are lack of memory and a missing deterministic kernel. The messages are compared because torch has no
-    exception classes for most of them.
+    These are lack of memory, a missing deterministic kernel, and a failure of torch.compile. The messages are compared
+    because torch has no exception classes for most of them.
     """
     memory = r"OutOfMemory|out of memory|allocate memory|bad_alloc|ALLOC_FAILED|map segment|start new thread"
     if isinstance(error, MemoryError) or re.search(memory, repr(error)):
@@ -44,4 +44,7 @@ def resource_hint(error: BaseException) -> str | None:
         return "out of memory; close other programs"
     if match := re.match(r"(\S+) does not have a deterministic implementation", str(error)):
         return f"params.yaml: train.deterministic: {match[1]} has no deterministic kernel here; set it to false"
+    if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+        reason = next(filter(None, str(error).splitlines()), type(error).__name__)
+        return f"params.yaml: train.compile: torch.compile failed ({reason}); set it to null"
     return None

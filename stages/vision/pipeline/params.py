@@ -195,6 +195,7 @@ class Train(Section):
     deterministic: bool
     fast_weight_gradients: Literal["auto", "off"]
     fused_blocks: Literal["auto", "off"]
+    compile: Literal["default", "reduce-overhead", "max-autotune"] | None
     epochs: Annotated[int, Field(ge=1, le=100_000)]
     batch_size: Annotated[int, Field(ge=2, le=1_000_000)]
     lr: PositiveRate

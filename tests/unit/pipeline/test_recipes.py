@@ -19,6 +19,7 @@ LEFT_TO_THE_USER = {
     "train.deterministic",
     "train.fast_weight_gradients",
     "train.fused_blocks",
+    "train.compile",
     "train.checkpoint_seconds",
     "evaluate.batch_size",
 }

@@ -1,6 +1,7 @@
 """How a stage starts and ends, each time in a real process."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from cpp_compiler import needs_compiler
 from vision.pipeline.paths import ROOT
 
 PRELUDE = """
@@ -292,3 +294,15 @@ def test_an_operation_without_a_deterministic_kernel_is_one_line_that_names_the_
     """
     message = "params.yaml: train.deterministic: put_ has no deterministic kernel here; set it to false"
     assert end(body) == (1, "", f"brew: {message}{HINT}\n")
+
+
+@needs_compiler
+def test_a_failed_compilation_is_one_line_that_names_the_parameter() -> None:
+    body = """
+    import torch
+    torch.compile(torch.relu, options={"max_autotune": False})(torch.ones(3))
+    """
+    code, out, err = end(body, CXX="/absent/g++", TORCHINDUCTOR_FORCE_DISABLE_CACHES="1")
+    assert (code, out) == (1, "")
+    message = r"brew: params\.yaml: train\.compile: torch\.compile failed \(.+\); set it to null"
+    assert re.fullmatch(message + re.escape(HINT), err.splitlines()[-1])

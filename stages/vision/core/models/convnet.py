@@ -41,7 +41,9 @@ class ConvNet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Map normalized images [N, C, H, W] to logits [N, classes]."""
         features = self.blocks(F.silu(self.first(images)))
-        return self.last(features.amax(dim=(2, 3)))
+        # Not `amax`, whose gradient compares its input with its output. If torch.compile rounds only one of the two,
+        # nothing is equal, and the gradient is not a number.
+        return self.last(F.max_pool2d(features, features.shape[2:]).flatten(1))
 
     @torch.no_grad()
     def initialize_from(self, images: Tensor, epsilon: float = 5e-4) -> None:
