@@ -25,9 +25,12 @@ def test_a_compiled_training_agrees_with_an_eager_one() -> None:
 
 @needs_compiler
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["default", "reduce-overhead", "max-autotune"])
-@pytest.mark.parametrize("changes", [{}, {"freeze_epochs": 1}, {"augment": {"mixup": 0.4}}], ids=str)
-def test_every_mode_agrees_with_an_eager_training_in_fp32(mode: str, changes: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("mode", "changes"),
+    [("reduce-overhead", {"freeze_epochs": 1}), ("max-autotune", {"augment": {"mixup": 0.4}})],
+    ids=["reduce-overhead", "max-autotune"],
+)
+def test_the_other_modes_agree_with_an_eager_training_in_fp32(mode: str, changes: dict[str, Any]) -> None:
     eager, compiled = (fit(compile=compile, **changes) for compile in (None, mode))
     assert compiled.train_loss == pytest.approx(eager.train_loss, rel=1e-3)
     assert compiled.val_accuracy == eager.val_accuracy
