@@ -4,6 +4,11 @@ import sys
 
 
 def warn(name: str, message: str) -> None:
-    """Print each line of `message` on stderr, after the name of the stage or program that it is about."""
+    """Print a warning or an error on stderr.
+
+    Args:
+        name: of the stage or program that it is about; each line starts with it.
+        message: one or more lines.
+    """
     for line in message.splitlines():
         print(f"{name}: {line}", file=sys.stderr, flush=True)
