@@ -1,5 +1,6 @@
 """Selection of classes, the split into training, validation and test images, and statistics of the result."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -142,17 +143,17 @@ def _sample(
 def pixel_statistics(images: np.ndarray) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of each channel of images uint8 [N, H, W, C], for pixels scaled to [0, 1].
 
-    Both are computed from a histogram of the 256 values, which is exact and needs no array of floats. The deviation is
-    at least 1/255, so that a constant channel can be divided by it.
+    Both are computed from a histogram of the 256 values, in integers, so that the result has the same bits on all
+    processors. The deviation is at least 1/255, so that a constant channel can be divided by it.
     """
     chunks = np.array_split(images, -(-images.size // 2**24))
-    levels = np.arange(256) / 255
+    levels = np.arange(256)
     mean, std = [], []
     for channel in range(images.shape[-1]):
         histogram = sum(np.bincount(chunk[..., channel].reshape(-1), minlength=256) for chunk in chunks)
-        share = histogram / np.sum(histogram)
-        mean.append(float(share @ levels))
-        std.append(max(float(np.sqrt(share @ (levels - mean[-1]) ** 2)), 1 / 255))
+        count, total, squares = (int(np.sum(histogram * levels**power)) for power in (0, 1, 2))
+        mean.append(total / (255 * count))
+        std.append(max(math.sqrt(count * squares - total**2) / count, 1) / 255)
     return mean, std
 
 

@@ -1,3 +1,4 @@
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -113,6 +114,8 @@ def test_pixel_statistics_agree_with_numpy(count: int, channels: int, low: int, 
     pixels = images.reshape(-1, channels) / 255
     assert mean == pytest.approx(pixels.mean(0))
     assert std == pytest.approx(np.maximum(pixels.std(0), 1 / 255))
+    exact = [Fraction(int(channel.sum()), 255 * channel.size) for channel in np.moveaxis(images, 3, 0)]
+    assert mean == [float(fraction) for fraction in exact]  # so that all processors find the same bits
 
 
 def test_counts_by_class() -> None:
