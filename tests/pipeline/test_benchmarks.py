@@ -332,7 +332,7 @@ def test_fused_prints_a_row_per_layer_and_network() -> None:
     _, _, *found = rows(run("benchmarks/fused.py", "--rounds", "1", "--images", "32")).items()
     assert found[0][0] == "default, 20x20: 32 channels, 19x19, pooling"
     assert found[-1][0] == "speedrun94, 32x32: training step"
-    assert len(found) == 2 * 3 * (2 * 3 + 1)
+    assert len(found) == 2 * 5 * (2 * 3 + 1) + 6 * 4
 
 
 @pytest.mark.slow

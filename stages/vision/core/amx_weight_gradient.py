@@ -26,19 +26,23 @@ def is_faster(features_shape: tuple[int, ...], weight_shape: tuple[int, ...]) ->
 
 
 def weight_gradient(features: Tensor, grad_output: Tensor, kernel_size: int) -> Tensor:
-    """Compute the weight gradient of a convolution with stride 1, "same" padding and an odd kernel size.
+    """Compute the weight gradient of a convolution with stride 1.
 
     Args:
         features: bfloat16 [N, in, H, W], the input.
-        grad_output: bfloat16 [N, out, H, W], the gradient of the output.
+        grad_output: bfloat16 [N, out, H', W'], the gradient of the output, whose size tells the padding.
         kernel_size: side of the filters in pixels.
 
     Returns:
         bfloat16 [out, in, kernel_size, kernel_size].
     """
-    padding = kernel_size // 2
+    width, out_width = features.shape[3], grad_output.shape[3]
+    padding = (out_width - width + kernel_size - 1) // 2
+    packed = pack_rows(features, padding)
+    packed_grad = pack_rows(grad_output, width + padding - out_width)
     shape = (grad_output.shape[1], features.shape[1], kernel_size, kernel_size)
-    return conv2d_weight(pack_rows(features, padding), shape, pack_rows(grad_output, padding), padding=padding)
+    packed_grad = packed_grad[..., : packed.shape[3] + 2 * padding - kernel_size + 1]
+    return conv2d_weight(packed, shape, packed_grad, padding=padding)
 
 
 def pack_rows(images: Tensor, padding: int) -> Tensor:

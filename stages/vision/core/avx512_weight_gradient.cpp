@@ -17,9 +17,9 @@
 #include <vector>
 
 // The argument. avx512_weight_gradient.py has the same structure. Features are bfloat16 [N, H, W, C], where the number
-// of input channels is a multiple of 32 and that of output channels of 16.
+// of input channels is a multiple of 32 and that of output channels of 16. `height` and `width` are those of the input.
 struct Convolution {
-    int64_t images, height, width, in_channels, out_channels, kernel, threads;
+    int64_t images, height, width, in_channels, out_channels, kernel, padding, threads;
     const uint16_t *input, *grad_output;
     float* grad_weight;  // [out_channels, kernel, kernel, in_channels]
 };
@@ -63,10 +63,13 @@ void multiply(float* sums, const uint32_t* rows, const uint32_t* columns) {
 
 // How the work is divided. A panel has kColumns columns; a panel of sums is [out_channels, kColumns].
 struct Plan {
-    int64_t pixels, taps, columns, panels, blocks, slices, groups;
+    int64_t out_height, out_width, image_pixels, pixels, taps, columns, panels, blocks, slices, groups;
 
     explicit Plan(const Convolution& c)
-        : pixels(c.images * c.height * c.width),
+        : out_height(c.height + 2 * c.padding - c.kernel + 1),
+          out_width(c.width + 2 * c.padding - c.kernel + 1),
+          image_pixels(out_height * out_width),
+          pixels(c.images * image_pixels),
           taps(c.kernel * c.kernel),
           columns(taps * c.in_channels),
           panels(columns / kColumns),
@@ -76,26 +79,28 @@ struct Plan {
           groups(std::min(panels, c.threads % slices ? c.threads : c.threads / slices)) {}
 };
 
-// For each pixel of an image, a bit for each tap: whether the shifted pixel is in the image.
-std::vector<uint32_t> find_taps_inside(const Convolution& c, int64_t taps) {
-    std::vector<uint32_t> inside(c.height * c.width);
-    for (int64_t pixel = 0; pixel < c.height * c.width; pixel++) {
-        for (int64_t tap = 0; tap < taps; tap++) {
-            const int64_t y = pixel / c.width + tap / c.kernel - c.kernel / 2;
-            const int64_t x = pixel % c.width + tap % c.kernel - c.kernel / 2;
-            if (y >= 0 && y < c.height && x >= 0 && x < c.width) inside[pixel] |= 1u << tap;
+// For each tap and each pixel of the output, the pixel of the input image that the tap reads, or -1 outside of it.
+std::vector<int32_t> find_input_pixels(const Convolution& c, const Plan& plan) {
+    std::vector<int32_t> result;
+    result.reserve(plan.taps * plan.image_pixels);
+    for (int64_t tap = 0; tap < plan.taps; tap++) {
+        for (int64_t pixel = 0; pixel < plan.image_pixels; pixel++) {
+            const int64_t y = pixel / plan.out_width + tap / c.kernel - c.padding;
+            const int64_t x = pixel % plan.out_width + tap % c.kernel - c.padding;
+            const bool is_inside = y >= 0 && y < c.height && x >= 0 && x < c.width;
+            result.push_back(is_inside ? int32_t(y * c.width + x) : -1);
         }
     }
-    return inside;
+    return result;
 }
 
 // The sums over a slice of the pixels, of a group of the panels.
 class Task {
 public:
-    Task(const Convolution& convolution, const Plan& plan, const std::vector<uint32_t>& inside)
+    Task(const Convolution& convolution, const Plan& plan, const std::vector<int32_t>& input_pixels)
         : c(convolution),
           plan(plan),
-          inside(inside),
+          input_pixels(input_pixels),
           zeros(std::max(c.in_channels, c.out_channels)),
           row_lines(c.out_channels * kPairs / 16),
           column_lines(kColumns * kPairs / 16) {}
@@ -137,14 +142,15 @@ private:
         return pixel < plan.pixels ? c.grad_output + pixel * c.out_channels : zeros.data();
     }
 
-    // Where the input of each pixel of a block is, shifted by the tap.
+    // Where the input is that the tap reads for each pixel of a block.
     void find_sources(int64_t first, int64_t tap) {
-        const int64_t shift = (tap / c.kernel - c.kernel / 2) * c.width + tap % c.kernel - c.kernel / 2;
-        int64_t in_image = first % (c.height * c.width);
+        const int32_t* of_tap = &input_pixels[tap * plan.image_pixels];
+        int64_t image = first / plan.image_pixels, in_image = first % plan.image_pixels;
         for (int64_t i = 0; i < kPixels; i++) {
-            const bool is_inside = first + i < plan.pixels && inside[in_image] >> tap & 1;
-            sources[i] = is_inside ? c.input + (first + i + shift) * c.in_channels : zeros.data();
-            if (++in_image == c.height * c.width) in_image = 0;
+            const bool is_inside = first + i < plan.pixels && of_tap[in_image] >= 0;
+            const int64_t pixel = image * c.height * c.width + of_tap[in_image];
+            sources[i] = is_inside ? c.input + pixel * c.in_channels : zeros.data();
+            if (++in_image == plan.image_pixels) in_image = 0, image++;
         }
     }
 
@@ -158,7 +164,7 @@ private:
 
     const Convolution& c;
     const Plan& plan;
-    const std::vector<uint32_t>& inside;
+    const std::vector<int32_t>& input_pixels;
     const std::vector<uint16_t> zeros;
     std::vector<Line> row_lines, column_lines;
     const uint16_t* sources[kPixels];
@@ -169,12 +175,12 @@ private:
 extern "C" void weight_gradient(const Convolution* convolution) {
     const Convolution& c = *convolution;
     const Plan plan(c);
-    const std::vector<uint32_t> inside = find_taps_inside(c, plan.taps);
+    const std::vector<int32_t> input_pixels = find_input_pixels(c, plan);
     const int64_t size = plan.columns * c.out_channels;
     std::vector<float> sums(plan.slices * size);
 #pragma omp parallel for schedule(static, 1) num_threads(c.threads)
     for (int64_t i = 0; i < plan.slices * plan.groups; i++) {
-        Task(c, plan, inside).run(i / plan.groups, i % plan.groups, &sums[i / plan.groups * size]);
+        Task(c, plan, input_pixels).run(i / plan.groups, i % plan.groups, &sums[i / plan.groups * size]);
     }
     for (int64_t channel = 0; channel < c.out_channels; channel++) {
         for (int64_t column = 0; column < plan.columns; column++) {

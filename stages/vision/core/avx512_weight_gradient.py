@@ -44,13 +44,13 @@ def is_faster(features_shape: tuple[int, ...], weight_shape: tuple[int, ...]) ->
 
 
 def weight_gradient(features: Tensor, grad_output: Tensor, kernel_size: int) -> Tensor:
-    """Compute the weight gradient of a convolution with stride 1, "same" padding and an odd kernel size.
+    """Compute the weight gradient of a convolution with stride 1.
 
     The bits of the result depend on the arguments only, not on the number of threads.
 
     Args:
         features: bfloat16 [N, in, H, W], the input.
-        grad_output: bfloat16 [N, out, H, W], the gradient of the output.
+        grad_output: bfloat16 [N, out, H', W'], the gradient of the output, whose size tells the padding.
         kernel_size: side of the filters in pixels.
 
     Returns:
@@ -60,7 +60,8 @@ def weight_gradient(features: Tensor, grad_output: Tensor, kernel_size: int) -> 
     out_channels = grad_output.shape[1]
     features, grad_output = (tensor.contiguous(memory_format=torch.channels_last) for tensor in (features, grad_output))
     result = torch.empty(out_channels, kernel_size, kernel_size, in_channels)
-    numbers = (count, height, width, in_channels, out_channels, kernel_size, torch.get_num_threads())
+    padding = (grad_output.shape[2] - height + kernel_size - 1) // 2
+    numbers = (count, height, width, in_channels, out_channels, kernel_size, padding, torch.get_num_threads())
     addresses = (tensor.data_ptr() for tensor in (features, grad_output, result))
     library = _load()
     assert library is not None  # `is_available` was called before
@@ -73,7 +74,7 @@ class _Convolution(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("images", "height", "width", "in_channels", "out_channels")),
-        *((name, ctypes.c_int64) for name in ("kernel", "threads")),
+        *((name, ctypes.c_int64) for name in ("kernel", "padding", "threads")),
         *((name, ctypes.c_void_p) for name in ("input", "grad_output", "grad_weight")),
     )
 

@@ -21,7 +21,7 @@ _MIN_IMAGES = 32
 
 
 class WeightGradient(NamedTuple):
-    """How to compute the weight gradient of a convolution with stride 1, "same" padding and an odd kernel size.
+    """How to compute the weight gradient of a convolution with stride 1 and an odd kernel size.
 
     Attributes:
         name: of the instruction set.
@@ -65,7 +65,7 @@ def select_weight_gradient(
 class WeightGradientMode(TorchFunctionMode):
     """A context in which a method computes the weight gradients of suitable convolutions.
 
-    Suitable are convolutions that keep the size of the feature map, where the method is faster; see `_is_suitable`.
+    Suitable are convolutions with "same" padding or none, where the method is faster; see `_is_suitable`.
     They are computed in bfloat16, as under autocast. All other functions are unchanged.
     """
 
@@ -79,7 +79,8 @@ class WeightGradientMode(TorchFunctionMode):
         if func is not F.conv2d or len(args) < 7 or not _is_suitable(self.method, args):
             return func(*args, **(kwargs or {}))
         features, weight, bias = args[:3]
-        result = _Convolution.apply(features.bfloat16(), weight, self.method)
+        padding = 0 if args[4] in ("valid", (0, 0)) else weight.shape[3] // 2
+        result = _Convolution.apply(features.bfloat16(), weight, padding, self.method)
         return result if bias is None else result + bias.bfloat16().view(-1, 1, 1)
 
 
@@ -97,27 +98,27 @@ def _is_suitable(method: WeightGradient, args: tuple[Any, ...]) -> bool:
         and stride == (1, 1)
         and dilation == (1, 1)
         and groups == 1
-        and padding in ("same", (width // 2, width // 2))
+        and padding in ("same", "valid", (width // 2, width // 2), (0, 0))
         and method.is_faster(features.shape, weight.shape)
     )
 
 
 class _Convolution(torch.autograd.Function):
-    """A convolution with stride 1 and "same" padding, without a bias."""
+    """A convolution with stride 1, without a bias."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, features: Tensor, weight: Tensor, method: WeightGradient) -> Tensor:
+    def forward(ctx: FunctionCtx, features: Tensor, weight: Tensor, padding: int, method: WeightGradient) -> Tensor:
         rounded_weight = weight.bfloat16()
         ctx.save_for_backward(features, rounded_weight)
-        ctx.arguments = method, weight.dtype  # type: ignore[attr-defined]
-        return F.conv2d(features, rounded_weight, padding="same")
+        ctx.arguments = padding, method, weight.dtype  # type: ignore[attr-defined]
+        return F.conv2d(features, rounded_weight, padding=padding)
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, Tensor, None]:
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, Tensor, None, None]:
         features, weight = ctx.saved_tensors
-        method, dtype = ctx.arguments
+        padding, method, dtype = ctx.arguments
         kernel_size = weight.shape[3]
         grad_features = None
         if ctx.needs_input_grad[0]:
-            grad_features = conv2d_input(features.shape, weight, grad_output, padding=kernel_size // 2)
-        return grad_features, method.compute(features, grad_output, kernel_size).to(dtype), None
+            grad_features = conv2d_input(features.shape, weight, grad_output, padding=padding)
+        return grad_features, method.compute(features, grad_output, kernel_size).to(dtype), None, None

@@ -60,23 +60,30 @@ def test_packed_rows_contain_every_image_once_with_zeros_between(
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize(
-    ("kernel", "count", "height", "width"),
-    [(3, 33, 7, 7), (5, 33, 7, 7), (3, 40, 3, 3), (5, 40, 3, 3), (3, 37, 2, 8), (5, 37, 2, 8), (3, 256, 1, 1)],
+    ("kernel", "padding", "shape"),
+    [
+        *((kernel, "same", shape) for kernel in (3, 5) for shape in [(33, 7, 7), (40, 3, 3), (37, 2, 8)]),
+        (3, "same", (256, 1, 1)),
+        (3, "valid", (33, 8, 7)),
+        (3, "valid", (40, 4, 3)),
+        (5, "valid", (37, 6, 8)),
+    ],
 )
 def test_outputs_and_gradients_are_those_of_the_convolution(
-    calls: list[torch.Size], method: WeightGradient, kernel: int, bias: bool, count: int, height: int, width: int
+    calls: list[torch.Size], method: WeightGradient, kernel: int, padding: str, bias: bool, shape: tuple[int, int, int]
 ) -> None:
-    layer = nn.Conv2d(128, 160, kernel, padding="same", bias=bias)
+    layer = nn.Conv2d(128, 160, kernel, padding=padding, bias=bias)
+    count, height, width = shape
     features = noise(count, 128, height, width).requires_grad_()
-    grad = noise(count, 160, height, width, seed=1)
     with torch.autocast("cpu", BF16), WeightGradientMode(recorded(method, calls)):
         result = layer(features)
+    grad = noise(*result.shape, seed=1)
     (result.float() * grad).sum().backward()
     assert calls == [features.shape]
 
     parts = {name: p.detach().double().requires_grad_() for name, p in layer.named_parameters()}
     exact_features = features.detach().double().requires_grad_()
-    exact = F.conv2d(exact_features, parts["weight"], parts.get("bias"), padding="same")
+    exact = F.conv2d(exact_features, parts["weight"], parts.get("bias"), padding=padding)
     (exact * grad).sum().backward()
     assert exact_features.grad is not None
     assert features.grad is not None
@@ -95,7 +102,7 @@ def test_outputs_and_gradients_are_those_of_the_convolution(
     ("layer", "side", "count"),
     [
         (nn.Conv2d(128, 128, 3, stride=2, padding=1), 8, 32),
-        (nn.Conv2d(128, 128, 3), 8, 32),
+        (nn.Conv2d(128, 128, 5, padding=1), 8, 32),
         (nn.Conv2d(128, 128, 3, padding=2, dilation=2), 8, 32),
         (nn.Conv2d(256, 256, 3, padding=1, groups=2), 8, 32),
         (nn.Conv2d(128, 128, 1), 8, 32),
@@ -156,16 +163,19 @@ def test_functional_calls_are_unchanged(calls: list[torch.Size]) -> None:
     in_vectors=st.integers(1, 3),
     out_vectors=st.integers(1, 3),
     kernel=st.sampled_from([3, 5]),
+    padded=st.booleans(),
     threads=st.integers(1, 5),
 )
 def test_the_avx512_gradient_is_exact_to_float32_and_has_the_same_bits_with_any_number_of_threads(
-    count: int, height: int, width: int, in_vectors: int, out_vectors: int, kernel: int, threads: int
+    count: int, height: int, width: int, in_vectors: int, out_vectors: int, kernel: int, padded: bool, threads: int
 ) -> None:
-    features = noise(count, 32 * in_vectors, height, width).to(BF16)
+    padding = kernel // 2 if padded else 0
+    lost = kernel - 1 - 2 * padding
+    features = noise(count, 32 * in_vectors, height + lost, width + lost).to(BF16)
     grad = noise(count, 16 * out_vectors, height, width, seed=1).to(BF16)
     found = avx512_weight_gradient.weight_gradient(features, grad, kernel)
     shape = (grad.shape[1], features.shape[1], kernel, kernel)
-    exact = torch.nn.grad.conv2d_weight(features.double(), shape, grad.double(), padding=kernel // 2)
+    exact = torch.nn.grad.conv2d_weight(features.double(), shape, grad.double(), padding=padding)
     assert found.dtype == torch.float32
     assert (found - exact).abs().max() <= 1e-5 * exact.abs().max()
     before = torch.get_num_threads()

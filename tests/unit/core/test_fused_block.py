@@ -3,6 +3,7 @@
 import copy
 import io
 import logging
+import math
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from cpp_compiler import needs_compiler
 from small_training import INPUTS, striped_images, train_config
@@ -222,7 +224,27 @@ def test_a_fused_network_computes_the_same_up_to_rounding(size: tuple[int, int])
         torch.testing.assert_close(statistics, expected, rtol=0.02, atol=0.02, msg=name)
     for one in (network, fused):
         one.load_state_dict(network.state_dict())
-    assert torch.equal(fused.eval()(images), network.eval()(images))
+    torch.testing.assert_close(fused.eval()(images), network.eval()(images), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("size", "computed"), [((15, 15), (14, 14)), ((3, 8), (2, 8)), ((8, 5), (8, 4))])
+def test_a_fused_block_does_not_compute_what_pooling_ignores(size: tuple[int, int], computed: tuple[int, int]) -> None:
+    """The last row and column of an odd number. Output and gradients stay the same."""
+    block = Block(32, 64, depth=1).double()
+    nn.init.normal_(block.convs[0].weight, generator=torch.Generator().manual_seed(0))  # type: ignore[arg-type]
+    flops, outputs, grads = [], [], []
+    for fused in (False, True):
+        block.fused = fused
+        features = noise(5, 32, *size).double().requires_grad_()
+        with FlopCounterMode(display=False) as counter:
+            outputs.append(block(features))
+        flops.append(counter.get_total_flops())
+        outputs[-1].square().sum().backward()
+        grads.append([features.grad, *(param.grad for param in block.parameters() if param.requires_grad)])
+        block.zero_grad()
+    assert flops == [2 * 5 * 32 * 64 * 9 * math.prod(sides) for sides in (size, computed)]
+    torch.testing.assert_close(outputs[0], outputs[1])
+    torch.testing.assert_close(grads[0], grads[1])
 
 
 @pytest.mark.usefixtures("_available")

@@ -93,8 +93,9 @@ class Block(nn.Module):
         """Map [N, in_channels, H, W] to [N, out_channels, H // 2, W // 2]; a side of one pixel stays."""
         norms = cast(Iterable[nn.BatchNorm2d], self.norms)
         for i, (conv, norm) in enumerate(zip(self.convs, norms, strict=True)):
-            features = conv(features)
             pool = i == 0
+            crop = self.fused and pool and _pays_to_crop(features)
+            features = convolve_to_even_size(features, cast(Tensor, conv.weight)) if crop else conv(features)
             if self.fused and fused_block.is_supported(features, norm, pool):
                 features = fused_block.pool_norm_silu(features, norm, pool)
                 continue
@@ -102,6 +103,32 @@ class Block(nn.Module):
                 features = F.max_pool2d(features, 2, ceil_mode=min(features.shape[2:]) < 2)
             features = F.silu(norm(features))
         return features
+
+
+_MAX_CROPPED_SIDE = 15
+"""On larger maps, a row and a column are so small a part that the copy takes longer than the convolution of them."""
+
+
+def _pays_to_crop(features: Tensor) -> bool:
+    """Whether 2x2 pooling ignores so large a part of the features [N, C, H, W] that not computing it saves time."""
+    height, width = features.shape[2:]
+    return min(height, width) >= 3 and max(height, width) <= _MAX_CROPPED_SIDE and (height % 2 == 1 or width % 2 == 1)
+
+
+def convolve_to_even_size(features: Tensor, weight: Tensor) -> Tensor:
+    """Convolve with "same" padding, but leave out the last row and the last column if their number is odd.
+
+    Args:
+        features: [N, in, H, W].
+        weight: [out, in, 3, 3].
+
+    Returns:
+        [N, out, H // 2 * 2, W // 2 * 2].
+    """
+    height, width = features.shape[2:]
+    padded = F.pad(features, (1, 1 - width % 2, 1, 1 - height % 2))
+    # All arguments by position, as nn.Conv2d does, so that WeightGradientMode replaces this convolution too.
+    return F.conv2d(padded, weight, None, (1, 1), (0, 0), (1, 1), 1)
 
 
 def fuse_blocks(model: nn.Module, device: torch.device, dtype: torch.dtype) -> bool:
