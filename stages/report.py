@@ -27,7 +27,7 @@ def main() -> None:
             run.log_figure(name, figure)
         run.log_artifact(ROOT / "data" / "samples.png", "figures")
         run.log_artifact(file, "report")
-        for table in ("history", "confusion_matrix", "per_class", "calibration"):
+        for table in ("history", "confusion_matrix", "per_class", "calibration", "calibration_before"):
             run.log_artifact(ROOT / "metrics" / f"{table}.csv", "metrics")
         run.log_metrics({"report_peak_memory_mib": peak_memory()})
     if main_root(ROOT) == ROOT:

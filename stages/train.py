@@ -23,8 +23,10 @@ from vision.core.augment.resize import resize_images
 from vision.core.config import AugmentConfig, OptimizerConfig, TrainConfig
 from vision.core.data import ImageDataset
 from vision.core.device import describe_environment, flush_denormals
+from vision.core.inference import predict
 from vision.core.kernels import select_kernels
 from vision.core.models.classifier import Classifier
+from vision.core.temperature import fit_temperature
 from vision.core.trainer import State
 from vision.pipeline.device import set_up_device
 from vision.pipeline.errors import UserError
@@ -77,7 +79,8 @@ def main() -> None:
                 checkpoints.remove()
                 trial.end("diverged")
                 raise UserError(f"diverged: {error}; {divergence_advice(params.train)}") from None
-            results = collect_results(fit_result, recorder, environment)
+            temperature = calibrate(model, val, config)
+            results = collect_results(fit_result, recorder, environment, temperature)
             save_model(ROOT / "models", model, model_config)
             write_metrics(results, run.record)
             log_results(run, results, model, train.images[:2], stats.classes)
@@ -244,7 +247,24 @@ class Results:
     ended: str
 
 
-def collect_results(fit_result: loop.FitResult, recorder: Recorder, environment: dict[str, object]) -> Results:
+def calibrate(model: Classifier, val: ImageDataset, config: TrainConfig) -> float | None:
+    """Fit the model's temperature on the validation images, so that its probabilities are as high as its accuracy.
+
+    Returns:
+        The temperature, or None if there are no validation images.
+    """
+    if not len(val.labels):
+        print("train: no validation images, so the model's probabilities are not calibrated")
+        return None
+    logits = predict(model, val.images, max(config.batch_size, 500), config.dtype)
+    temperature = fit_temperature(logits, val.labels)
+    model.temperature.fill_(temperature)
+    return temperature
+
+
+def collect_results(
+    fit_result: loop.FitResult, recorder: Recorder, environment: dict[str, object], temperature: float | None
+) -> Results:
     """Collect what the stage writes and logs."""
     speed = recorder.speed()
     ended = "finished"
@@ -258,6 +278,7 @@ def collect_results(fit_result: loop.FitResult, recorder: Recorder, environment:
         train_loss=best.train_loss,
         train_accuracy=best.train_accuracy,
         **({} if best.val_loss is None else {"val_loss": best.val_loss, "val_accuracy": best.val_accuracy}),
+        **({} if temperature is None else {"temperature": temperature}),
         parameters=sum(p.numel() for p in recorder.model.parameters()),
     )
     history = [
@@ -297,6 +318,7 @@ def run_metrics(results: Results) -> dict[str, float]:
         "peak_tflops": speed.peak_tflops,
         "best_val_loss": metrics.val_loss,
         "best_val_accuracy": metrics.val_accuracy,
+        "temperature": metrics.temperature,
     }
     return {name: value for name, value in named.items() if value is not None}
 

@@ -7,10 +7,15 @@ With --each there is one row per experiment, sorted by the first metric, highest
 first. Two rows are added: the commit that the experiments started from, and
 `workspace`, the results in your checkout, if no other row has them.
 
+With the names of two experiments, their accuracies on the same test images are
+compared. If there are experiments with the same parameters and other seeds or
+folds, all seeds and folds that both have are compared.
+
 examples:
     python tools/compare.py
     python tools/compare.py --metric val_loss --metric accuracy
     python tools/compare.py --each
+    python tools/compare.py workspace wide
 """
 
 import sys
@@ -20,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "stages"))
 
 # isort: split
 import argparse
+import csv
 import math
 import statistics
 from collections import Counter, defaultdict
@@ -27,9 +33,11 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import dvc.api
+import numpy as np
 from dvc.exceptions import DvcException
 from ruamel.yaml import YAML, YAMLError
 
+from vision.evaluation.significance import Difference, compare_models, compare_seeds
 from vision.pipeline.errors import UserError
 from vision.pipeline.formatting import format_value
 from vision.pipeline.params import parameter_names
@@ -43,6 +51,7 @@ UNFINISHED = {"Failed", "Queued", "Running"}
 ALL_PARAMETERS = frozenset(parameter_names())
 PARAMETERS = [name for name in parameter_names() if not name.startswith("search.")]
 """Parameters that an experiment's result depends on."""
+PREDICTIONS = "data/predictions/test.csv"
 MAX_CHANGES = 4
 """How many changed parameters a row lists without --all-parameters."""
 
@@ -53,6 +62,9 @@ Row = dict[str, Any]
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "experiments", nargs="*", metavar="EXPERIMENT", help="two experiments, branches or `workspace`, to compare"
+    )
     defaults = " and ".join(METRICS)
     parser.add_argument(
         "--metric", action="append", metavar="NAME", help=f"metric to compare, repeatable (default: {defaults})"
@@ -62,6 +74,8 @@ def main() -> None:
         "--all-parameters", action="store_true", help=f"list all changed parameters, not only the first {MAX_CHANGES}"
     )
     options = parser.parse_args()
+    if len(options.experiments) not in (0, 2):
+        raise UserError("give two experiments to compare, or none for a table of all")
     metrics = options.metric or METRICS
     max_changes = None if options.all_parameters else MAX_CHANGES
 
@@ -70,6 +84,11 @@ def main() -> None:
         workspace, baseline, *experiments = dvc.api.exp_show(repo=str(ROOT))
     except DvcException as error:
         raise UserError(str(error)) from None
+    if options.experiments:
+        finished, _ = select_finished([workspace, *experiments, baseline])
+        first, second = options.experiments
+        print(compare_pair(first, second, finished))
+        return
     recipes = read_recipes(ROOT / "recipes")
     if options.each:
         rows, excluded = select_finished(experiments)
@@ -223,6 +242,78 @@ def format_metric(rows: Sequence[Row], column: str) -> str:
         return "-"
     mean = f"{statistics.mean(values):.4f}"
     return f"{mean} ± {statistics.stdev(values):.4f}" if len(values) > 1 else mean
+
+
+def compare_pair(first: str, second: str, rows: Sequence[Row]) -> str:
+    """Compare two experiments on the test images, over all seeds and folds that both have.
+
+    Raises:
+        UserError: there is no such experiment, its predictions are missing, or the test images are not the same.
+    """
+    groups = [find_repeats(name, rows) for name in (first, second)]
+    common = sorted(groups[0].keys() & groups[1].keys())
+    if not common:
+        raise UserError(f"{first} and {second} have no seed and fold in common; run both with the same seeds")
+    pairs = [[read_correct(group[key]) for group in groups] for key in common]
+    for key, (one, other) in zip(common, pairs, strict=True):
+        if one.keys() != other.keys():
+            names = " and ".join(row_name(group[key]) for group in groups)
+            raise UserError(f"{names}: not tested on the same images, so they cannot be compared")
+    correct = [[np.array([part[image] for image in pair[0]]) for part in pair] for pair in pairs]
+    if len(correct) > 1:
+        difference = compare_seeds([float(other.mean() - one.mean()) for one, other in correct])
+    else:
+        difference = compare_models(correct[0][0], correct[0][1])
+    means = [statistics.mean(float(pair[side].mean()) for pair in correct) for side in (0, 1)]
+    lines = [f"{name}: {mean:.2%}" for name, mean in zip((first, second), means, strict=True)]
+    return "\n".join([*lines, *describe_difference(first, second, difference, len(correct))])
+
+
+def find_repeats(name: str, rows: Sequence[Row]) -> dict[tuple[Any, ...], Row]:
+    """The rows with the parameters of the named one, by seed and fold; the newest of several, and itself."""
+    named = next((row for row in rows if name in (row_name(row), row["rev"])), None)
+    if named is None:
+        raise UserError(f"{name}: no such finished experiment; `python tools/compare.py --each` lists them")
+    names = [parameter for parameter in PARAMETERS if parameter not in REPEATED]
+    repeats = [row for row in rows if all(row.get(each) == named.get(each) for each in names)]
+    keys = sorted(REPEATED)
+    return {tuple(row.get(key) for key in keys): row for row in [*reversed(repeats), named]}
+
+
+def read_correct(row: Row) -> dict[tuple[str, str], bool]:
+    """Whether each test image was classified correctly, by its name and actual class.
+
+    Raises:
+        UserError: the predictions of the experiment are not in the checkout or in DVC's cache.
+    """
+    try:
+        if row["rev"] == "workspace":
+            text = (ROOT / PREDICTIONS).read_text(encoding="utf-8")
+        else:
+            text = dvc.api.read(PREDICTIONS, repo=str(ROOT), rev=row["rev"])
+    except (OSError, DvcException):
+        raise UserError(
+            f"{row_name(row)}: {PREDICTIONS} is not in the checkout or DVC's cache; get it by `dvc pull`, or "
+            "run the experiment again"
+        ) from None
+    table = csv.DictReader(text.splitlines())
+    return {(cells["image"], cells["actual"]): cells["actual"] == cells["predicted"] for cells in table}
+
+
+def describe_difference(first: str, second: str, difference: Difference, seeds: int) -> list[str]:
+    """Lines with the difference and its interval in percentage points, and what it means."""
+    low, value, high = (f"{100 * number:+.2f}" for number in (difference.low, difference.value, difference.high))
+    test = f"paired t-test over {seeds} seeds or folds" if seeds > 1 else "McNemar's test over the test images"
+    lines = [f"difference: {value} points (95% interval {low} to {high}; p = {difference.p_value:.3f}, {test})"]
+    better, worse = (second, first) if difference.value > 0 else (first, second)
+    subject = "" if seeds > 1 else "The model of "
+    if difference.is_significant:
+        lines.append(f"{subject}{better} is more accurate than {subject.lower()}{worse}.")
+    else:
+        lines.append("The difference may be chance.")
+    if seeds == 1:
+        lines.append("Each has one seed, so this is about these two models. For the parameters, run both with 5 seeds.")
+    return lines
 
 
 def format_table(table: Sequence[Sequence[str]]) -> str:

@@ -6,12 +6,14 @@ float64, but none of the project's code.
 
 import csv
 import json
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import scipy.optimize
 import sklearn.metrics
 import torch
 import torch.nn.functional as F
@@ -123,7 +125,14 @@ def _test(root: Path, network: "Network", evaluate: dict[str, Any]) -> dict[str,
     chances = np.array([[np.float32(row[f"p_{name}"]) for name in classes] for row in rows]).astype(np.float64)
     images = np.load(root / "data/processed/test_images.npy")
     one_view = network.logits(images)
-    network.assert_agrees(chances, one_view, network.predict_tta(images), evaluate["tta_fraction"])
+    reported_temperature = json.loads((root / "metrics/test.json").read_text())["temperature"]
+    network.assert_agrees(
+        chances, one_view, network.predict_tta(images), evaluate["tta_fraction"], reported_temperature
+    )
+    val_labels = _labels(root, "val").astype(int)
+    val_images = np.load(root / "data/processed/val_images.npy")
+    val_logits = network.predict_some_tta(val_images, evaluate["tta_fraction"])
+    temperature = _best_temperature(val_logits, val_labels)
 
     guessed, surest = chances.argmax(1), chances.max(1)
     assert [classes[label] for label in guessed] == [row["predicted"] for row in rows]
@@ -141,24 +150,34 @@ def _test(root: Path, network: "Network", evaluate: dict[str, Any]) -> dict[str,
     precision, recall = right / np.maximum(predicted, 1), right / np.maximum(of_class, 1)
     f1 = 2 * right / np.maximum(predicted + of_class, 1)
 
-    bins: list[dict[str, float]] = []
-    columns = ("confidence_from", "confidence_to", "images", "confidence", "accuracy")
-    for low in range(15):
-        inside = (surest > low / 15) & (surest <= (low + 1) / 15)
-        if inside.any():
-            numbers = (low / 15, (low + 1) / 15, inside.sum(), surest[inside].mean(), hits[inside].mean())
-            bins.append(dict(zip(columns, numbers, strict=True)))
-    gaps = [one["images"] * abs(one["confidence"] - one["accuracy"]) for one in bins]
+    bins, gap = _calibration(surest, hits)
+    with np.errstate(divide="ignore"):
+        before = _softmax(reported_temperature * np.log(chances)).max(1)
+    bins_before, gap_before = _calibration(before, hits)
+    threshold = np.sort(1 - _softmax(val_logits / temperature)[np.arange(len(val_labels)), val_labels])
+    threshold = threshold[math.ceil(0.9 * (len(val_labels) + 1)) - 1]
+    sets = 1 - chances <= threshold
+    low, high = _wilson(hits.sum(), len(hits))
     summary = {
         "accuracy": hits.mean(),
+        "accuracy_low": low,
+        "accuracy_high": high,
         "cross_entropy": sklearn.metrics.log_loss(actual, chances / chances.sum(1, keepdims=True)),
         "precision_macro": precision.mean(),
         "recall_macro": sklearn.metrics.balanced_accuracy_score(actual, guessed),
         "f1_macro": f1.mean(),
-        "calibration_error": sum(gaps) / len(actual),
+        "calibration_error": gap,
     }
+    near = network.near
     return {
         **{f"test.json: {name}": pytest.approx(value, rel=1e-6) for name, value in summary.items()},
+        "test.json: calibration_error_before": pytest.approx(gap_before, abs=1e-5),
+        "test.json: calibration_error_one_view": pytest.approx(
+            _calibration(_softmax(one_view / network.temperature).max(1), one_view.argmax(1) == actual)[1], abs=near / 3
+        ),
+        "test.json: temperature": pytest.approx(temperature, rel=near / 3),
+        "test.json: prediction_set_coverage": pytest.approx(sets[np.arange(len(actual)), actual].mean(), abs=near / 3),
+        "test.json: prediction_set_size": pytest.approx(sets.sum(1).mean(), abs=near),
         "test.json: top5_accuracy": pytest.approx(np.mean(among_five), abs=np.ptp(among_five) / 2 + 1e-9),
         "test.json: accuracy_one_view": network.accuracy(one_view, actual),
         **{
@@ -168,15 +187,60 @@ def _test(root: Path, network: "Network", evaluate: dict[str, Any]) -> dict[str,
         },
         **{
             f"per_class.csv: {name}: {score}": pytest.approx(values[number])
-            for score, values in {"precision": precision, "recall": recall, "f1": f1, "images": of_class}.items()
+            for score, values in {
+                "precision": precision,
+                "recall": recall,
+                "recall_low": [_wilson(*counts)[0] for counts in zip(right, of_class, strict=True)],
+                "recall_high": [_wilson(*counts)[1] for counts in zip(right, of_class, strict=True)],
+                "f1": f1,
+                "images": of_class,
+            }.items()
             for number, name in enumerate(classes)
         },
         **{
-            f"calibration.csv: {number}: {column}": pytest.approx(value)
-            for number, row in enumerate(bins)
+            f"per_class.csv: {name}: prediction_set_size": pytest.approx(sets[actual == i].sum(1).mean(), abs=2 * near)
+            for i, name in enumerate(classes)
+        },
+        **{
+            f"{file}.csv: {number}: {column}": pytest.approx(value, abs=1e-5)
+            for file, rows in (("calibration", bins), ("calibration_before", bins_before))
+            for number, row in enumerate(rows)
             for column, value in row.items()
         },
     }
+
+
+def _calibration(confidence: np.ndarray, hits: np.ndarray) -> tuple[list[dict[str, float]], float]:
+    """The bins of calibration.csv, and the expected calibration error."""
+    bins: list[dict[str, float]] = []
+    columns = ("confidence_from", "confidence_to", "images", "confidence", "accuracy")
+    for low in range(15):
+        inside = (confidence > low / 15) & (confidence <= (low + 1) / 15)
+        if inside.any():
+            numbers = (low / 15, (low + 1) / 15, inside.sum(), confidence[inside].mean(), hits[inside].mean())
+            bins.append(dict(zip(columns, numbers, strict=True)))
+    return bins, sum(one["images"] * abs(one["confidence"] - one["accuracy"]) for one in bins) / len(hits)
+
+
+def _wilson(successes: int, trials: int) -> tuple[float, float]:
+    """The ends of Wilson's interval with 95% confidence."""
+    z = 1.959963984540054
+    share, center = successes / trials, (successes + z * z / 2) / (trials + z * z)
+    half = z * math.sqrt(share * (1 - share) / trials + (z / trials / 2) ** 2) / (1 + z * z / trials)
+    return max(0.0, center - half), min(1.0, center + half)
+
+
+def _best_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
+    """The temperature with the lowest cross-entropy, if one more image has a random label."""
+    targets = np.eye(logits.shape[1])[labels]
+    targets += (1 / logits.shape[1] - targets) / (len(labels) + 1)
+
+    def loss(log_temperature: float) -> float:
+        chances = np.maximum(_softmax(logits / np.exp(log_temperature)), 1e-300)
+        return float(-(targets * np.log(chances)).sum(1).mean())
+
+    found = scipy.optimize.minimize_scalar(loss, bounds=(math.log(0.05), math.log(20)), method="bounded")
+    return float(np.exp(found.x))
 
 
 def _history(history: list[dict[str, str]], train: dict[str, Any], images: int) -> dict[str, Any]:
@@ -246,6 +310,7 @@ def _train(root: Path, network: "Network", train: dict[str, Any], history: list[
     best_epoch = {f"train.json: {name}": pytest.approx(float(history[best][name]), rel=1e-12) for name in OF_EACH_EPOCH}
     return {
         **best_epoch,
+        "train.json: temperature": pytest.approx(_best_temperature(logits, labels), rel=network.near / 3),
         **{f"history.csv: {best}: {name}": value for name, value in validated.items()},
         "train.json: best_epoch": best + 1,
         "train.json: epochs": len(history),
@@ -267,9 +332,10 @@ class Network:
         learned = ("weight", "bias")
         self.parameters = sum(value.numel() for name, value in state.items() if name.endswith(learned))
         self.state = {name.removeprefix("network."): value.double() for name, value in state.items()}
+        self.temperature = state["temperature"].item()
 
     def logits(self, images: np.ndarray) -> np.ndarray:
-        """Logits [N, classes] of images uint8 [N, H, W, 3]."""
+        """Logits [N, classes] of images uint8 [N, H, W, 3], not divided by the temperature."""
         return np.concatenate([self._of(part) for part in np.array_split(images, -(-len(images) // 500))])
 
     def _of(self, images: np.ndarray) -> np.ndarray:
@@ -287,11 +353,22 @@ class Network:
             total += weight / 8 * (self.logits(view) + self.logits(view[:, :, ::-1].copy()))
         return total
 
-    def assert_agrees(self, chances: np.ndarray, one_view: np.ndarray, predict_tta: np.ndarray, unsure: float) -> None:
+    def predict_some_tta(self, images: np.ndarray, unsure: float) -> np.ndarray:
+        """Logits of averaged views for the fraction `unsure` of the images, and of one view for the others."""
+        logits = self.logits(images)
+        selected = np.argsort(_softmax(logits / self.temperature).max(1))[: round(unsure * len(images))]
+        logits[selected] = self.predict_tta(images[selected])
+        return logits
+
+    def assert_agrees(
+        self, chances: np.ndarray, one_view: np.ndarray, predict_tta: np.ndarray, unsure: float, temperature: float
+    ) -> None:
         """Compare stored probabilities with the network's; the fraction `unsure` of the images has averaged ones."""
-        sure = _softmax(one_view).max(1)
+        sure = _softmax(one_view / self.temperature).max(1)
         limit = np.sort(sure)[round(unsure * len(sure))]
-        from_one, from_all = (np.abs(chances - _softmax(logits)).max(1) for logits in (one_view, predict_tta))
+        from_one, from_all = (
+            np.abs(chances - _softmax(logits / temperature)).max(1) for logits in (one_view, predict_tta)
+        )
         clearly = np.abs(sure - limit) > self.near
         off = np.where(clearly, np.where(sure < limit, from_all, from_one), np.minimum(from_one, from_all))
         assert off.max() < self.near

@@ -65,6 +65,8 @@ def inside(name: str) -> st.SearchStrategy[Any]:
 def _inside(name: str, kind: dict[str, Any]) -> st.SearchStrategy[Any]:
     if "enum" in kind:
         return st.sampled_from(kind["enum"])
+    if "const" in kind:
+        return st.just(kind["const"])
     match kind["type"]:
         case "null":
             return st.none()
@@ -116,6 +118,8 @@ def _is_of(value: object, kind: dict[str, Any]) -> bool:
     """Whether the value is of the type."""
     if "enum" in kind:
         return value in kind["enum"]
+    if "const" in kind:
+        return value == kind["const"]
     match kind["type"]:
         case "null":
             return value is None

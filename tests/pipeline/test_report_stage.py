@@ -95,22 +95,38 @@ def make_project(
         ([name, *row] for name, row in zip(classes, counts.tolist(), strict=True)),
     )
     scores = precision_recall_fscore_support(actual, predicted, labels=labels, zero_division=0)
+    columns = zip(classes, *(score.tolist() for score in scores), strict=True)
     tables.write_csv(
         metrics / "per_class.csv",
-        ["class", "precision", "recall", "f1", "images"],
-        ([name, *row] for name, *row in zip(classes, *(score.tolist() for score in scores), strict=True)),
+        ["class", "precision", "recall", "recall_low", "recall_high", "f1", "images", "prediction_set_size"],
+        (
+            [name, precision, recall, 0.9 * recall, 0.1 + 0.9 * recall, f1, images, 1.25 if val else ""]
+            for name, precision, recall, f1, images in columns
+        ),
     )
     bins = []
     for start, end in ((i / 10, (i + 1) / 10) for i in range(10)):
         inside = (confidence > start) & (confidence <= end)
         if inside.any():
             bins.append([start, end, int(inside.sum()), float(confidence[inside].mean()), float(hits[inside].mean())])
-    tables.write_csv(
-        metrics / "calibration.csv", ["confidence_from", "confidence_to", "images", "confidence", "accuracy"], bins
-    )
+    for name in ("calibration", "calibration_before"):
+        tables.write_csv(
+            metrics / f"{name}.csv", ["confidence_from", "confidence_to", "images", "confidence", "accuracy"], bins
+        )
+    calibrated = {
+        "calibration_error_before": 0.0987,
+        "temperature": 0.543,
+        "prediction_set_coverage": 0.8976,
+        "prediction_set_size": 1.23,
+    }
     tables.write_json(
         metrics / "test.json",
-        {**summarize(actual, probabilities), "accuracy_one_view": float(hits.mean()) * 0.99},
+        {
+            **summarize(actual, probabilities),
+            **(calibrated if val else {}),
+            "accuracy_one_view": float(hits.mean()) * 0.99,
+            "calibration_error_one_view": 0.0123,
+        },
     )
     progress = np.linspace(0.5, 1, epochs)
     history = [
@@ -122,7 +138,7 @@ def make_project(
         ["epoch", "lr", "image_scale", "images", "train_loss", "train_accuracy", "val_loss", "val_accuracy"],
         history,
     )
-    validated = {"val_loss": history[-1][6], "val_accuracy": history[-1][7]} if val else {}
+    validated = {"val_loss": history[-1][6], "val_accuracy": history[-1][7], "temperature": 0.567} if val else {}
     tables.write_json(
         metrics / "train.json",
         {
@@ -237,7 +253,14 @@ def test_headline_figures_are_those_of_the_files(project: Path, page: str) -> No
     assert f"Test accuracy {test['accuracy']:.2%}" in text
     assert f"One view {test['accuracy_one_view']:.2%}" in text
     assert f"Macro F1 {test['f1_macro']:.2%}" in text
+    interval = f"{100 * test['accuracy_low']:.1f} to {test['accuracy_high']:.1%} with 95% confidence"
+    assert f"Test accuracy {test['accuracy']:.2%} {interval}" in text
     assert f"Calibration error {test['calibration_error']:.2%}" in text
+    assert "accuracy; 9.87% before temperature scaling" in text
+    assert "divided by a temperature of 0.543," in text
+    assert "a temperature of its own (0.567) and a difference of 1.23%" in text
+    assert "the actual class of 89.8% of the test images" in text
+    assert "A set has 1.23 classes on average" in text
     assert f"Training time {speed['seconds']} s on AMD EPYC" in text
     assert f"Training speed {speed['images_per_s']:,.0f} images per second, 73.12% of this device" in text
     assert "timed before the training. The training reached 73.12% of it, counted in" in text
@@ -256,7 +279,15 @@ def test_confusion_table_is_that_of_the_file(project: Path, page: str) -> None:
 def test_every_score_of_a_class_is_in_the_table(project: Path, page: str) -> None:
     rows = tables.read_csv(project / "metrics" / "per_class.csv")
     assert table_of(page, "Scores by class as a table")[1:] == [
-        [row["class"], *(f"{float(row[name]):.1%}" for name in ("precision", "recall", "f1")), row["images"]]
+        [
+            row["class"],
+            f"{float(row['precision']):.1%}",
+            f"{float(row['recall']):.1%}",
+            f"{100 * float(row['recall_low']):.1f} to {float(row['recall_high']):.1%}",
+            f"{float(row['f1']):.1%}",
+            row["images"],
+            "1.25",
+        ]
         for row in rows
     ]
 

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 import compare
+from vision.evaluation.significance import Difference
 from vision.pipeline.errors import UserError
 
 BASELINE = {"seed": 0.0, "preprocess.fold": 0.0, "train.lr": 0.15, "preprocess.train_limit": "None"}
@@ -113,3 +114,62 @@ def test_the_spread_is_the_sample_standard_deviation() -> None:
 
 def test_the_columns_are_aligned() -> None:
     assert compare.format_table([["n", "accuracy", "x"], ["10", "0.5", "y"]]) == "n   accuracy  x\n10  0.5       y"
+
+
+def test_repeats_are_the_rows_with_the_same_parameters_by_seed_and_fold() -> None:
+    named, newer, older = row(rev="aaa", Experiment="one"), row(seed=1.0, rev="bbb"), row(seed=1.0, rev="ccc")
+    rows = [newer, older, row(train__lr=0.1, seed=2.0, rev="ddd"), named]
+    assert compare.find_repeats("one", rows) == {(0.0, 0.0): named, (0.0, 1.0): newer}
+    assert compare.find_repeats("aaa", rows)[0.0, 0.0] == named
+    with pytest.raises(UserError, match=r"^two: no such finished experiment; "):
+        compare.find_repeats("two", rows)
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "high", "p_value", "seeds", "expected"),
+    [
+        (0.003, 0.001, 0.005, 0.01, 5, ["wide is more accurate than thin."]),
+        (-0.003, -0.005, -0.001, 0.01, 5, ["thin is more accurate than wide."]),
+        (0.003, -0.001, 0.007, 0.08, 5, ["The difference may be chance."]),
+        (
+            0.003, 0.001, 0.005, 0.01, 1,
+            [
+                "The model of wide is more accurate than the model of thin.",
+                "Each has one seed, so this is about these two models. For the parameters, run both with 5 seeds.",
+            ],
+        ),
+    ],
+    ids=["better", "worse", "chance", "models"],
+)  # fmt: skip
+def test_a_difference_is_described_in_a_sentence(
+    value: float, low: float, high: float, p_value: float, seeds: int, expected: list[str]
+) -> None:
+    figures, *sentences = compare.describe_difference("thin", "wide", Difference(value, low, high, p_value), seeds)
+    interval = f"{100 * low:+.2f} to {100 * high:+.2f}"
+    assert figures.startswith(f"difference: {100 * value:+.2f} points (95% interval {interval}; p = {p_value:.3f}, ")
+    assert sentences == expected
+
+
+def test_all_common_seeds_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [row(seed=float(seed), train__lr=lr, rev=f"{lr}-{seed}") for lr in (0.1, 0.2) for seed in (0, 1, 2)]
+    rows.append(row(seed=7.0, train__lr=0.1, rev="only here"))
+    correct = {(lr, seed): int(100 * lr) + seed * (1 if lr == 0.1 else 2) for lr in (0.1, 0.2) for seed in range(3)}
+
+    def read(found: compare.Row) -> dict[tuple[str, str], bool]:
+        hits = correct[found["train.lr"], int(found["seed"])]
+        return {(str(image), "cat"): image < hits for image in range(200)}
+
+    monkeypatch.setattr(compare, "read_correct", read)
+    first, second, difference, sentence = compare.compare_pair("0.1-0", "0.2-2", rows).splitlines()
+    # 10, 11 and 12 of 200 are correct, and 20, 22 and 24: differences of 5%, 5.5% and 6%.
+    assert (first, second) == ("0.1-0: 5.50%", "0.2-2: 11.00%")
+    half = 4.30265 * 0.5 / 3**0.5
+    interval = f"{5.5 - half:+.2f} to {5.5 + half:+.2f}"
+    assert difference.startswith(f"difference: +5.50 points (95% interval {interval}; p = 0.003, paired t-test over 3 ")
+    assert sentence == "0.2-2 is more accurate than 0.1-0."
+
+
+def test_other_test_images_cannot_be_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compare, "read_correct", lambda found: {(found["rev"], "cat"): True})
+    with pytest.raises(UserError, match=r"^a and b: not tested on the same images"):
+        compare.compare_pair("a", "b", [row(rev="a"), row(rev="b", train__lr=0.1)])

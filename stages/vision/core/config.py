@@ -52,6 +52,7 @@ class TrainConfig:
     freeze_epochs: int = 0
     clip_grad_norm: float | None = None
     label_smoothing: float = 0.0
+    class_weights: Literal["balanced"] | None = None
     progressive_resizing: Sequence[float] = (1.0,)
     hard_example_fraction: Sequence[float] = (1.0,)
     ema_decay: float | None = None

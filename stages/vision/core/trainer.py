@@ -53,6 +53,7 @@ class Trainer:
         self.ema = None if config.ema_decay is None else ModelEMA(model, config.ema_decay)
         self.eval_model = model if self.ema is None else self.ema.model
         self.hard_mining = min(config.hard_example_fraction) < 1
+        self.class_weights = balanced_weights(train.labels) if config.class_weights == "balanced" else None
         self.losses = torch.full((len(train.labels),), math.inf, device=self.device)  # of each image when last seen
         method = select_kernels(model, config, self.device).weight_gradient
         self._forward_context: AbstractContextManager[object] = WeightGradientMode(method) if method else nullcontext()
@@ -100,7 +101,7 @@ class Trainer:
         with autocast(self.device, self.config.dtype), self._forward_context:
             logits = self._forward(batch.images)
         losses = self._cross_entropy(logits, batch)
-        loss = losses.mean()
+        loss = self._weight_by_class(losses, batch).mean()
         self.scaler.scale(loss).backward()
         if self.hard_mining:
             self.losses[batch.indices] = losses.detach()
@@ -115,6 +116,15 @@ class Trainer:
             return losses
         other_losses = F.cross_entropy(logits, batch.other_labels, label_smoothing=smoothing, reduction="none")
         return batch.weights * losses + (1 - batch.weights) * other_losses
+
+    def _weight_by_class(self, losses: Tensor, batch: Batch) -> Tensor:
+        """Multiply the losses [B] by the weights of the images' classes; those of mixed images by a mixture."""
+        if self.class_weights is None:
+            return losses
+        weights = self.class_weights[batch.labels]
+        if batch.other_labels is not None and batch.weights is not None:
+            weights = batch.weights * weights + (1 - batch.weights) * self.class_weights[batch.other_labels]
+        return weights * losses
 
     def _update_weights(self) -> None:
         optimizers = [optimizer for optimizer in self.optimizers if _has_gradients(optimizer)]  # not those frozen
@@ -159,6 +169,19 @@ class Trainer:
         parts |= {f"optimizer_{i}": optimizer for i, optimizer in enumerate(self.optimizers)}
         parts |= {f"schedule_{i}": schedule for i, schedule in enumerate(self.schedules)}
         return parts if self.ema is None else parts | {"ema": self.ema}
+
+
+def balanced_weights(labels: Tensor) -> Tensor:
+    """Return a weight for each class, float32 [classes], inversely proportional to its number of images.
+
+    The mean over the images is 1, as for `class_weight="balanced"` in scikit-learn. A class without images gets 0.
+
+    Args:
+        labels: int64 [N], of the training split.
+    """
+    counts = labels.bincount()
+    present = counts > 0
+    return torch.where(present, len(labels) / (present.sum() * counts.clamp(min=1)), 0.0)
 
 
 def _has_gradients(optimizer: Optimizer) -> bool:

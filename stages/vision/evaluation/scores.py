@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from sklearn.metrics import accuracy_score, confusion_matrix, log_loss, precision_recall_fscore_support
 
+from vision.evaluation.intervals import wilson
 from vision.pipeline.metrics_schemas import CalibrationBin, ClassScores
 
 
@@ -19,16 +20,20 @@ def summarize(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]
         probabilities: float [N, classes]; each row sums to 1.
 
     Returns:
-        accuracy, top5_accuracy, cross_entropy (nats), macro precision, recall and F1 (0 for a class that is never
-        predicted or never occurs), and the expected calibration error with 15 bins.
+        accuracy with the ends of its 95% confidence interval, top5_accuracy, cross_entropy (nats), macro precision,
+        recall and F1 (0 for a class that is never predicted or never occurs), and the expected calibration error with
+        15 bins.
     """
     classes = np.arange(probabilities.shape[1])
     predicted = probabilities.argmax(1)
     precision, recall, f1, _ = precision_recall_fscore_support(
         labels, predicted, labels=classes, average="macro", zero_division=0
     )
+    interval = wilson(int((predicted == labels).sum()), len(labels))
     return {
         "accuracy": float(accuracy_score(labels, predicted)),
+        "accuracy_low": interval.low,
+        "accuracy_high": interval.high,
         "top5_accuracy": top_k_accuracy(labels, probabilities, k=5),
         "cross_entropy": float(log_loss(labels, _normalize(probabilities), labels=classes)),
         "precision_macro": float(precision),
@@ -49,13 +54,36 @@ def confusion(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.nda
     return confusion_matrix(labels, predicted, labels=np.arange(classes))
 
 
-def per_class(labels: np.ndarray, predicted: np.ndarray, names: Sequence[str]) -> list[ClassScores]:
-    """Compute precision, recall and F1 (0 if undefined) of each class, and its number of images."""
+def per_class(
+    labels: np.ndarray, predicted: np.ndarray, names: Sequence[str], sets: np.ndarray | None = None
+) -> list[ClassScores]:
+    """Compute precision, recall and F1 (0 if undefined) of each class, and its number of images.
+
+    Args:
+        labels: integer [N], the actual classes.
+        predicted: integer [N].
+        names: of the classes.
+        sets: prediction sets, bool [N, classes], or None.
+    """
     columns = precision_recall_fscore_support(labels, predicted, labels=np.arange(len(names)), zero_division=0)
-    return [
-        ClassScores(name=name, precision=precision, recall=recall, f1=f1, images=images)
-        for name, precision, recall, f1, images in zip(names, *(column.tolist() for column in columns), strict=True)
-    ]
+    rows = []
+    for number, (name, precision, recall, f1, images) in enumerate(zip(names, *columns, strict=True)):
+        of_class = labels == number
+        interval = wilson(int((predicted[of_class] == number).sum()), int(images))
+        set_size = float(sets[of_class].sum(1).mean()) if sets is not None and images else None
+        rows.append(
+            ClassScores(
+                name=name,
+                precision=precision,
+                recall=recall,
+                recall_low=interval.low,
+                recall_high=interval.high,
+                f1=f1,
+                images=images,
+                prediction_set_size=set_size,
+            )
+        )
+    return rows
 
 
 def calibration(labels: np.ndarray, probabilities: np.ndarray, bins: int = 15) -> list[CalibrationBin]:

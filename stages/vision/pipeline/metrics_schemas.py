@@ -38,7 +38,10 @@ class DatasetMetrics(_Schema):
 
 
 class TrainMetrics(_Schema):
-    """metrics/train.json: the best epoch. Losses are in nats; `val_*` are absent if there is no validation split."""
+    """metrics/train.json: the best epoch. Losses are in nats; `val_*` are absent if there is no validation split.
+
+    `val_loss` is that of the training, before the logits are divided by the `temperature`.
+    """
 
     best_epoch: Count
     epochs: Count
@@ -47,6 +50,7 @@ class TrainMetrics(_Schema):
     train_accuracy: Share
     val_loss: Finite | None = None
     val_accuracy: Share | None = None
+    temperature: Positive | None = None
     parameters: Count
 
 
@@ -60,16 +64,28 @@ class SpeedMetrics(_Schema):
 
 
 class TestMetrics(_Schema):
-    """metrics/test.json: the scores on the test split, computed by `evaluation.scores`."""
+    """metrics/test.json: the scores on the test split, computed by `evaluation`.
+
+    `accuracy_low` and `accuracy_high` are the ends of the 95% confidence interval. `temperature` is what the averaged
+    logits of the views are divided by, and `calibration_error_before` is the error without it. Both, and the prediction
+    sets, are absent if there is no validation split.
+    """
 
     accuracy: Share
+    accuracy_low: Share
+    accuracy_high: Share
     top5_accuracy: Share
     cross_entropy: Finite
     precision_macro: Share
     recall_macro: Share
     f1_macro: Share
     calibration_error: Share
+    calibration_error_before: Share | None = None
+    temperature: Positive | None = None
+    prediction_set_coverage: Share | None = None
+    prediction_set_size: NonNegative | None = None
     accuracy_one_view: Share
+    calibration_error_one_view: Share
 
 
 class HistoryRow(_Schema):
@@ -86,17 +102,28 @@ class HistoryRow(_Schema):
 
 
 class ClassScores(_Schema):
-    """A row of metrics/per_class.csv: the scores of one class on the test split."""
+    """A row of metrics/per_class.csv: the scores of one class on the test split.
+
+    `recall_low` and `recall_high` are the ends of the 95% confidence interval; they are 0 and 1 without images.
+    `prediction_set_size` is the mean over the images of the class, or None.
+    """
 
     name: str = Field(validation_alias="class", serialization_alias="class")
     precision: Share
     recall: Share
+    recall_low: Share
+    recall_high: Share
     f1: Share
     images: NonNegativeCount
+    prediction_set_size: Annotated[NonNegative | None, _EmptyAsNone] = None
 
 
 class CalibrationBin(_Schema):
-    """A row of metrics/calibration.csv: the test images with a confidence in (confidence_from, confidence_to]."""
+    """The test images with a confidence in (confidence_from, confidence_to].
+
+    A row of metrics/calibration.csv, or of metrics/calibration_before.csv, which has the confidences before temperature
+    scaling.
+    """
 
     confidence_from: Share
     confidence_to: Share

@@ -205,6 +205,7 @@ class Train(Section):
     augment: Augment
     clip_grad_norm: PositiveRate | None
     label_smoothing: Fraction
+    class_weights: Literal["balanced"] | None
     progressive_resizing: FractionPerPart
     hard_example_fraction: FractionPerPart
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None

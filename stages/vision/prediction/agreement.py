@@ -6,6 +6,8 @@ from itertools import accumulate, pairwise
 
 import numpy as np
 
+from vision.evaluation.significance import compare_models
+
 MAX_DIFFERENCE = 1e-4
 """The largest accepted difference of a probability."""
 MIN_MARGIN = 1e-3
@@ -79,18 +81,10 @@ class AccuracyDrop:
 def measure_accuracy_drop(expected: np.ndarray, actual: np.ndarray, labels: np.ndarray) -> AccuracyDrop:
     """Compare two accuracies, image by image.
 
-    The interval is that of Agresti and Min for matched pairs (2005, "Simple improved confidence intervals for comparing
-    matched proportions"). Unlike the plain normal interval, it is not empty if both networks are right on the same
-    images.
-
     Args:
         expected: probabilities of the first network, [N, classes].
         actual: probabilities of the second network, [N, classes].
         labels: [N].
     """
     first, second = expected.argmax(1) == labels, actual.argmax(1) == labels
-    lost, gained = (first & ~second).sum() + 0.5, (second & ~first).sum() + 0.5
-    count = len(labels) + 2
-    difference = (lost - gained) / count
-    error = np.sqrt(lost + gained - (lost - gained) ** 2 / count) / count
-    return AccuracyDrop(float(first.mean()), float(second.mean()), float(difference + 1.96 * error))
+    return AccuracyDrop(float(first.mean()), float(second.mean()), -compare_models(first, second).low)

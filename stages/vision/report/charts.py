@@ -52,7 +52,9 @@ def make_charts(results: Results, theme: Theme) -> dict[str, Figure]:
         "accuracy": accuracy_curves(results.history, best_epoch, theme),
         "confusion_matrix": confusion_matrix(results.confusion, results.classes, theme),
         "per_class": per_class_bars(results.per_class, theme),
-        "calibration": calibration_curve(results.calibration, theme),
+        "calibration": calibration_curve(
+            results.calibration, results.calibration_before if results.test.temperature else None, theme
+        ),
     }
 
 
@@ -127,14 +129,26 @@ def per_class_bars(rows: Sequence[ClassScores], theme: Theme = "light") -> Figur
     return figure
 
 
-def calibration_curve(bins: Sequence[CalibrationBin], theme: Theme = "light") -> Figure:
-    """Plot accuracy by confidence (above) and the number of images in each bin of confidence (below)."""
+def calibration_curve(
+    bins: Sequence[CalibrationBin], before: Sequence[CalibrationBin] | None = None, theme: Theme = "light"
+) -> Figure:
+    """Plot accuracy by confidence (above) and the number of images in each bin of confidence (below).
+
+    Args:
+        bins: of the probabilities in use.
+        before: of those before temperature scaling, drawn as a second curve.
+        theme: of the page.
+    """
     palette = PALETTES[theme]
     figure, axes = _figure(theme, "Calibration", "", "Accuracy (%)", size=(_WIDTH, 4.2), height_ratios=(3, 1))
     counts = figure.axes[1]
-    axes.plot([0, 100], [0, 100], color=palette.secondary, linestyle="--", linewidth=1, label="Perfectly calibrated")
-    confidence, accuracy = ([getattr(row, name) * 100 for row in bins] for name in ("confidence", "accuracy"))
-    axes.plot(confidence, accuracy, color=palette.series[0], marker="o", markersize=4.5, linewidth=1.8, label="Model")
+    axes.plot([0, 100], [0, 100], color=palette.secondary, linestyle="--", linewidth=1, label="Perfect")
+    curves = [(bins, "o", "-", palette.series[0], "Calibrated" if before else "Model")]
+    curves += [(before, "s", "--", palette.series[1], "Before")] if before else []
+    for rows, marker, line, color, label in curves:
+        confidence, accuracy = ([getattr(row, name) * 100 for row in rows] for name in ("confidence", "accuracy"))
+        style = {"marker": marker, "linestyle": line, "color": color}
+        axes.plot(confidence, accuracy, **style, markersize=4.5, linewidth=1.8, label=label)  # type: ignore[arg-type]
     axes.set_ylim(0, 102)
     axes.tick_params(labelbottom=False)
     starts = np.array([row.confidence_from for row in bins]) * 100

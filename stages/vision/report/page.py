@@ -82,7 +82,8 @@ def summary(results: Results) -> str:
         for pair in confused_pairs(results, 3)
     ]
     lines = [
-        f"**{test.accuracy:.2%}** test accuracy ({test.accuracy_one_view:.2%} with one view per image), "
+        f"**{test.accuracy:.2%}** test accuracy (95% interval {test.accuracy_low:.2%} to {test.accuracy_high:.2%}; "
+        f"{test.accuracy_one_view:.2%} with one view per image), "
         f"macro F1 {test.f1_macro:.2%}",
         f"Weights of epoch {train.best_epoch} of {train.epochs}{validation}",
         f"{results.model['name']}, {train.parameters:,} parameters, trained in {format_duration(speed.seconds)} on "

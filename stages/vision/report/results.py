@@ -58,6 +58,7 @@ class Results:
     history: list[HistoryRow]
     per_class: list[ClassScores]
     calibration: list[CalibrationBin]
+    calibration_before: list[CalibrationBin]
     confusion: np.ndarray
     predictions: Predictions
     images: np.ndarray
@@ -88,6 +89,7 @@ def read_results(root: Path) -> Results:
         history=read_csv(metrics / "history.csv", HistoryRow),
         per_class=read_csv(metrics / "per_class.csv", ClassScores),
         calibration=read_csv(metrics / "calibration.csv", CalibrationBin),
+        calibration_before=read_csv(metrics / "calibration_before.csv", CalibrationBin),
         confusion=confusion,
         predictions=predictions,
         images=images,
@@ -110,7 +112,8 @@ def _check_consistency(results: Results, matrix: list[dict[str, str]]) -> None:
         (table, "data/processed", "evaluate", len(predictions.actual) == images),
         ("metrics/confusion_matrix.csv", table, "evaluate", matrix == confusion),
         ("metrics/per_class.csv", table, "evaluate", [row.name for row in results.per_class] == classes),
-        ("metrics/calibration.csv", table, "evaluate", sum(row.images for row in results.calibration) == images),
+        ("metrics/calibration.csv", table, "evaluate", _count_images(results.calibration) == images),
+        ("metrics/calibration_before.csv", table, "evaluate", _count_images(results.calibration_before) == images),
         ("metrics/test.json", table, "evaluate", abs(results.test.accuracy - accuracy) < 1e-9),
         (
             "metrics/dataset.json",
@@ -128,6 +131,10 @@ def _check_consistency(results: Results, matrix: list[dict[str, str]]) -> None:
     ):
         if not matches:
             raise UserError(f"{file}: does not match {other}; run `dvc repro -f {stage}`")
+
+
+def _count_images(bins: list[CalibrationBin]) -> int:
+    return sum(row.images for row in bins)
 
 
 def _read_predictions(path: Path, classes: list[str]) -> Predictions:

@@ -3,9 +3,11 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from sklearn.utils.class_weight import compute_class_weight
 from torch import Tensor, nn
 
 from small_training import INPUTS, NO_IMAGES, small_convnet, striped_images, train_config
@@ -15,6 +17,7 @@ from vision.core.convolution import AMX
 from vision.core.data import ImageDataset
 from vision.core.inference import predict
 from vision.core.models.registry import create_model
+from vision.core.trainer import balanced_weights
 
 NO_AUGMENTATION = {"flip": "none", "crop_padding": 0}
 ALL_AUGMENTATIONS = {"rotation": 10.0, "color_jitter": [0.2] * 4, "cutout": 3, "mixup": 0.4, "cutmix": 0.4}
@@ -167,6 +170,26 @@ def test_the_training_loss_is_the_smoothed_cross_entropy_of_the_epochs_images() 
     smoothed = -(0.9 * F.one_hot(train.labels, 4) + 0.1 / 4).mul(logits.log_softmax(1)).sum(1).mean().item()
     assert result.history[0].train_loss == pytest.approx(smoothed, rel=1e-4)
     assert result.history[0].train_accuracy == pytest.approx((logits.argmax(1) == train.labels).float().mean().item())
+
+
+def test_balanced_class_weights_are_those_of_scikit_learn() -> None:
+    every = striped_images(90, seed=1)
+    rare = (every.labels != 3) | (torch.arange(90) < 20)  # class 3 has few images
+    train = ImageDataset(every.images[rare], every.labels[rare])
+    model = small_convnet(train)
+    with torch.no_grad():
+        logits = small_convnet(train).train()(train.images)
+    config = almost_fixed(epochs=1, batch_size=len(train.labels), label_smoothing=0.1, class_weights="balanced")
+    result = loop.fit(model, train, NO_IMAGES, config)
+    weights = compute_class_weight("balanced", classes=np.arange(4), y=train.labels.numpy())
+    assert weights[3] > 1.5 * weights[0]
+    losses = F.cross_entropy(logits, train.labels, label_smoothing=0.1, reduction="none")
+    expected = (torch.from_numpy(weights)[train.labels] * losses).mean().item()
+    assert result.history[0].train_loss == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_class_without_images_has_no_weight() -> None:
+    assert balanced_weights(torch.tensor([0, 0, 0, 2])).tolist() == pytest.approx([2 / 3, 0, 2])
 
 
 class ReferenceLoop:
@@ -451,6 +474,19 @@ def test_frozen_layers_and_their_statistics_do_not_change_until_they_are_trained
         "network.blocks.0.norms.0.running_mean",
     } <= changed
     assert "network.first.weight" not in changed, "the network never trains its whitening layer"
+
+
+def test_the_weight_of_a_mixed_image_is_that_of_both_classes() -> None:
+    labels = torch.tensor([0] * 150 + [1] * 50)
+    images = (labels * 255).to(torch.uint8)[:, None, None, None].expand(-1, 8, 8, 3).contiguous()  # black and white
+    model = RecordingModel()  # the loss of every image is the same
+    augment = {**NO_AUGMENTATION, "mixup": 1.0}
+    config = almost_fixed(epochs=1, batch_size=200, augment=augment, class_weights="balanced")
+    result = loop.fit(model, ImageDataset(images, labels), NO_IMAGES, config)
+    white = torch.cat(model.batches).float().mean((1, 2, 3)) / 255
+    assert ((white > 0.1) & (white < 0.9)).any()
+    weights = (1 - white) * 200 / (2 * 150) + white * 200 / (2 * 50)
+    assert result.history[0].train_loss == pytest.approx(weights.mean().item() * math.log(4), rel=1e-2)
 
 
 @pytest.mark.parametrize("method", ["mixup", "cutmix"])

@@ -40,6 +40,8 @@ def test_rows_of_the_confusion_matrix_are_actual_classes() -> None:
 
 def test_per_class_scores() -> None:
     rows = scores.per_class(np.array([0, 0, 1, 1]), np.array([0, 1, 1, 1]), ["cat", "dog", "never"])
+    assert all(row.recall_low <= row.recall <= row.recall_high for row in rows)
+    assert (rows[2].recall_low, rows[2].recall_high) == (0, 1), "nothing is known"
     assert [(row.name, row.precision, row.recall, row.f1, row.images) for row in rows] == [
         ("cat", 1.0, 0.5, pytest.approx(2 / 3), 2),
         ("dog", pytest.approx(2 / 3), 1.0, pytest.approx(0.8), 2),

@@ -29,7 +29,7 @@ def history(*epochs: tuple[float, float | None, float, float | None]) -> list[Hi
 
 def scores(*rows: tuple[float, float, float], names: Sequence[str] = CLASSES) -> list[ClassScores]:
     return [
-        ClassScores(name=name, precision=precision, recall=recall, f1=f1, images=5)
+        ClassScores(name=name, precision=precision, recall=recall, recall_low=0, recall_high=1, f1=f1, images=5)
         for name, (precision, recall, f1) in zip(names, rows, strict=True)
     ]
 
@@ -57,7 +57,7 @@ def every_chart(theme: charts.Theme) -> dict[str, Figure]:
         "accuracy": charts.accuracy_curves(HISTORY, 2, theme),
         "confusion_matrix": charts.confusion_matrix(np.diag([3, 4, 5]), CLASSES, theme),
         "per_class": charts.per_class_bars(scores(*[(0.9, 0.8, 0.85)] * 3), theme),
-        "calibration": charts.calibration_curve(bins(10, 1000), theme),
+        "calibration": charts.calibration_curve(bins(10, 1000), bins(500, 510), theme),
     }
 
 
@@ -145,6 +145,14 @@ def test_calibration_curve_draws_accuracy_and_image_count_of_each_bin() -> None:
     assert (upper.get_ylabel(), lower.get_ylabel(), lower.get_xlabel()) == (
         "Accuracy (%)", "Images (log)", "Confidence (%)",
     )  # fmt: skip
+
+
+def test_calibration_curve_draws_the_curve_before_temperature_scaling() -> None:
+    figure = charts.calibration_curve(bins(1, 1000), bins(300, 701)[1:])
+    _, model, before = figure.axes[0].get_lines()
+    assert np.allclose(model.get_xydata(), [[60, 50], [90, 80]])
+    assert np.allclose(before.get_xydata(), [[90, 80]])
+    assert legend_of(figure) == ["Perfect", "Calibrated", "Before"]
 
 
 def luminance(color: str) -> float:

@@ -73,16 +73,19 @@ def test_rows_are_read_as_written(tmp_path: Path) -> None:
     assert header == "epoch,lr,image_scale,images,train_loss,train_accuracy,val_loss,val_accuracy"
     assert first == "1,0.1,1.0,10,2.3,0.1,,"
 
-    scores = [ClassScores(name="a,b", precision=0.5, recall=1 / 3, f1=0.4, images=3)]
+    scores = [ClassScores(name="a,b", precision=0.5, recall=1 / 3, recall_low=0, recall_high=1, f1=0.4, images=3)]
     tables.write_rows(tmp_path / "per_class.csv", scores)
     assert tables.read_csv(tmp_path / "per_class.csv", ClassScores) == scores
-    assert (tmp_path / "per_class.csv").read_text().splitlines()[0] == "class,precision,recall,f1,images"
+    assert (tmp_path / "per_class.csv").read_text().splitlines() == [
+        "class,precision,recall,recall_low,recall_high,f1,images,prediction_set_size",
+        f'"a,b",0.5,{1 / 3},0.0,1.0,0.4,3,',
+    ]
 
 
 def test_values_out_of_range_are_neither_written_nor_read(tmp_path: Path) -> None:
     with pytest.raises(ValidationError, match="less than or equal to 1"):
-        ClassScores(name="cat", precision=1.5, recall=0.5, f1=0.5, images=3)
-    (tmp_path / "a.csv").write_text("class,precision,recall,f1,images\ncat,1.5,0.5,0.5,3\n")
+        ClassScores(name="cat", precision=1.5, recall=0.5, recall_low=0, recall_high=1, f1=0.5, images=3)
+    (tmp_path / "a.csv").write_text("class,precision,recall,recall_low,recall_high,f1,images\ncat,1.5,0.5,0,1,0.5,3\n")
     with pytest.raises(UserError, match=r"a.csv: line 2: precision: must be less than or equal to 1 \(got '1.5'\)"):
         tables.read_csv(tmp_path / "a.csv", ClassScores)
 

@@ -9,10 +9,15 @@ from torch import Tensor, nn
 
 
 class Classifier(nn.Module):
-    """A network with its normalization, so that training, evaluation and serving normalize in the same way."""
+    """A network with its normalization, so that training, evaluation and serving normalize in the same way.
+
+    Attributes:
+        temperature: what logits are divided by, a scalar. It is 1 until the training has ended; see `core.temperature`.
+    """
 
     scale: Tensor
     offset: Tensor
+    temperature: Tensor
 
     def __init__(
         self, network: nn.Module, mean: Sequence[float], std: Sequence[float], input_scale: float = 1.0
@@ -30,10 +35,11 @@ class Classifier(nn.Module):
         self.input_scale = input_scale
         self.register_buffer("scale", 1 / (255 * torch.tensor(std).view(1, -1, 1, 1)))
         self.register_buffer("offset", -(torch.tensor(mean) / torch.tensor(std)).view(1, -1, 1, 1))
+        self.register_buffer("temperature", torch.ones(()))
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images [N, H, W, C], uint8 or float in [0, 255], to logits float32 [N, classes]."""
-        return self.network(self.normalize(images)).float()
+        return self.network(self.normalize(images)).float() / self.temperature
 
     def normalize(self, images: Tensor) -> Tensor:
         """Map images [N, H, W, C] in [0, 255] to float32 [N, C, H, W] in the memory format channels_last."""
