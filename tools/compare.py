@@ -304,7 +304,8 @@ def describe_difference(first: str, second: str, difference: Difference, seeds: 
     """Lines with the difference and its interval in percentage points, and what it means."""
     low, value, high = (f"{100 * number:+.2f}" for number in (difference.low, difference.value, difference.high))
     test = f"paired t-test over {seeds} seeds or folds" if seeds > 1 else "McNemar's test over the test images"
-    lines = [f"difference: {value} points (95% interval {low} to {high}; p = {difference.p_value:.3f}, {test})"]
+    p_value = "p < 0.001" if difference.p_value < 0.001 else f"p = {difference.p_value:.3f}"
+    lines = [f"difference: {value} points (95% interval {low} to {high}; {p_value}, {test})"]
     better, worse = (second, first) if difference.value > 0 else (first, second)
     subject = "" if seeds > 1 else "The model of "
     if difference.is_significant:

@@ -129,7 +129,7 @@ def test_repeats_are_the_rows_with_the_same_parameters_by_seed_and_fold() -> Non
     ("value", "low", "high", "p_value", "seeds", "expected"),
     [
         (0.003, 0.001, 0.005, 0.01, 5, ["wide is more accurate than thin."]),
-        (-0.003, -0.005, -0.001, 0.01, 5, ["thin is more accurate than wide."]),
+        (-0.003, -0.005, -0.001, 1e-5, 5, ["thin is more accurate than wide."]),
         (0.003, -0.001, 0.007, 0.08, 5, ["The difference may be chance."]),
         (
             0.003, 0.001, 0.005, 0.01, 1,
@@ -146,7 +146,9 @@ def test_a_difference_is_described_in_a_sentence(
 ) -> None:
     figures, *sentences = compare.describe_difference("thin", "wide", Difference(value, low, high, p_value), seeds)
     interval = f"{100 * low:+.2f} to {100 * high:+.2f}"
-    assert figures.startswith(f"difference: {100 * value:+.2f} points (95% interval {interval}; p = {p_value:.3f}, ")
+    assert figures.startswith(
+        f"difference: {100 * value:+.2f} points (95% interval {interval}; p {'< 0.001' if p_value == 1e-5 else f'= {p_value:.3f}'}, "
+    )
     assert sentences == expected
 
 
