@@ -146,9 +146,8 @@ def test_a_difference_is_described_in_a_sentence(
 ) -> None:
     figures, *sentences = compare.describe_difference("thin", "wide", Difference(value, low, high, p_value), seeds)
     interval = f"{100 * low:+.2f} to {100 * high:+.2f}"
-    assert figures.startswith(
-        f"difference: {100 * value:+.2f} points (95% interval {interval}; p {'< 0.001' if p_value == 1e-5 else f'= {p_value:.3f}'}, "
-    )
+    shown = "p < 0.001" if p_value < 0.001 else f"p = {p_value:.3f}"
+    assert figures.startswith(f"difference: {100 * value:+.2f} points (95% interval {interval}; {shown}, ")
     assert sentences == expected
 
 
