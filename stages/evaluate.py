@@ -45,7 +45,7 @@ def main() -> None:
         test_logits = predict_with_progress(model, test.images, config, "test")
         seconds = time.perf_counter() - started
         val_logits = predict_with_progress(model, val.images, config, "validation") if len(val.labels) else None
-        predictions = calibrate(model, val_logits, test_logits, val.labels)
+        predictions = calibrate(model, val_logits, test_logits, val.labels, config)
 
         metrics = collect_metrics(test.labels, predictions)
         tables.write_json(ROOT / "metrics/test.json", metrics)
@@ -124,20 +124,27 @@ class Predictions:
     sets: np.ndarray | None
 
 
-def calibrate(model: Classifier, val: Logits | None, test: Logits, val_labels: np.ndarray) -> Predictions:
+def calibrate(
+    model: Classifier, val: Logits | None, test: Logits, val_labels: np.ndarray, config: TTAConfig
+) -> Predictions:
     """Fit the temperature of averaged views and the prediction sets on the validation images, if there are any."""
     one_view = to_probabilities(test.one_view)
-    before = to_probabilities(test.averaged * model.temperature)  # the model has divided by its own temperature
+    logits = test.averaged * model.temperature  # the model has divided by its own temperature
+    before = to_probabilities(logits)
     if val is None:
         print(
             "evaluate: no validation images, so probabilities are not calibrated and there are no prediction sets; "
             "set preprocess.val_fraction above 0 for both"
         )
         return Predictions(before, one_view, before, None, None)
-    temperature = fit_temperature(val.averaged, torch.from_numpy(val_labels).to(val.averaged.device, torch.int64))
-    probabilities = to_probabilities(test.averaged / temperature)
-    sets = prediction_sets(val_labels, to_probabilities(val.averaged / temperature), probabilities)
-    return Predictions(probabilities, one_view, before, temperature * model.temperature.item(), sets)
+    val_averaged = val.averaged * model.temperature
+    if inference.count_extra_views(len(val_labels), config):
+        temperature = fit_temperature(val_averaged, torch.from_numpy(val_labels).to(val_averaged.device, torch.int64))
+    else:  # these are the predictions of the model in use
+        temperature = model.temperature.item()
+    probabilities = to_probabilities(logits / temperature)
+    sets = prediction_sets(val_labels, to_probabilities(val_averaged / temperature), probabilities)
+    return Predictions(probabilities, one_view, before, temperature, sets)
 
 
 def to_probabilities(logits: torch.Tensor) -> np.ndarray:

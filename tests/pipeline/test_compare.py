@@ -106,30 +106,6 @@ def test_experiments_without_the_metric_come_last(project: Project) -> None:
     assert scores == sorted(scores, reverse=True)
 
 
-def test_two_experiments_are_compared_on_the_same_images(project: Project) -> None:
-    """The predictions are those that DVC has in its cache, of the commit and of the experiment with the same fold."""
-    (name,) = (name for name, row in rows_of(project).items() if row[-1] == "preprocess.folds=2")
-    first, second, difference, _, note = compare(project, "main", name)
-    accuracies = [project.json("metrics/test.json")["accuracy"]]
-    accuracies.append(
-        json.loads(project.run("git", "show", f"{reference(project, name)}:metrics/test.json"))["accuracy"]
-    )
-    assert [first, second] == [f"main: {accuracies[0]:.2%}", f"{name}: {accuracies[1]:.2%}"]
-    assert difference.startswith(f"difference: {100 * (accuracies[1] - accuracies[0]):+.2f} points (95% interval ")
-    assert "McNemar's test" in difference
-    assert note.startswith("Each has one seed")
-    (line,) = compare(project, "main", "unvalidated-a", status=1)
-    assert line.startswith("compare: main and unvalidated-a have no seed and fold in common; ")
-    (line,) = compare(project, "main", status=1)
-    assert line == "compare: give two experiments to compare, or none for a table of all"
-
-
-def reference(project: Project, name: str) -> str:
-    """The Git reference of an experiment."""
-    found = project.run("git", "for-each-ref", "--format=%(refname)", "refs/exps").split()
-    return next(line for line in found if line.endswith(f"/{name}"))
-
-
 def test_a_recipe_is_named_and_many_changes_are_shortened(project: Project) -> None:
     recipe = (project.root / "recipes/two_conv").read_text().split()
     changes = ["seed=1", "model.plain_cnn.widths=[8,8]", "train.epochs=1", "train.batch_size=50"]
@@ -138,6 +114,35 @@ def test_a_recipe_is_named_and_many_changes_are_shortened(project: Project) -> N
     described = ["recipes/two_conv", *changes]
     assert rows_of(project)["recipe"][-1] == " ".join(described[:4]) + " … and 1 more"
     assert rows_of(project, "--all-parameters")["recipe"][-1] == " ".join(described)
+
+
+def test_two_experiments_are_compared_on_the_same_images(project: Project) -> None:
+    """The predictions are those that DVC has in its cache, of experiments with the same seed and fold."""
+    (name,) = (name for name, row in rows_of(project).items() if row[-1] == "preprocess.folds=2")
+    other = "unvalidated-b"
+    first, second, difference, _, note = compare(project, name, other)
+    metrics = [project.run("git", "show", f"{reference(project, each)}:metrics/test.json") for each in (name, other)]
+    accuracies = [json.loads(text)["accuracy"] for text in metrics]
+    assert [first, second] == [f"{name}: {accuracies[0]:.2%}", f"{other}: {accuracies[1]:.2%}"]
+    assert difference.startswith(f"difference: {100 * (accuracies[1] - accuracies[0]):+.2f} points (95% interval ")
+    assert "McNemar's test" in difference
+    assert note.startswith("Each has one seed")
+
+
+def test_two_experiments_that_cannot_be_compared_are_refused_in_one_line(project: Project) -> None:
+    (name,) = (name for name, row in rows_of(project).items() if row[-1] == "preprocess.folds=2")
+    (line,) = compare(project, name, "recipe", status=1)
+    assert line.startswith(f"compare: {name} and recipe have no seed and fold in common; ")
+    (line,) = compare(project, name, "main", status=1)
+    assert line.startswith("compare: main: data/predictions/test.csv is not in the checkout or DVC's cache; ")
+    (line,) = compare(project, name, status=1)
+    assert line == "compare: give two experiments to compare, or none for a table of all"
+
+
+def reference(project: Project, name: str) -> str:
+    """The Git reference of an experiment."""
+    found = project.run("git", "for-each-ref", "--format=%(refname)", "refs/exps").split()
+    return next(line for line in found if line.endswith(f"/{name}"))
 
 
 def test_the_result_of_the_workspace_is_a_row(project: Project) -> None:

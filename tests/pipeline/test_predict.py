@@ -101,7 +101,7 @@ def test_the_probabilities_are_those_of_evaluate_with_one_view(
     assert images == [f"{checkout.images}/{number:04}.png" for number in range(COUNT)]
     _, evaluated = read(checkout.root / "data/predictions/test.csv")
     np.testing.assert_allclose(probabilities, evaluated, rtol=0, atol=1e-6)
-    assert np.abs(probabilities - 0.1).max() > 0.1  # a model that has learned something
+    assert np.abs(probabilities - 0.1).max() > 0.01  # the images differ by much more than the tolerance
 
     lines = (tmp_path / "p.csv").read_text().splitlines()
     assert lines[0].split(",") == HEADER

@@ -5,12 +5,16 @@ new images are of the same kind (Sadinle, Lei and Wasserman 2019, "Least Ambiguo
 Error Levels"). An image that looks like no class gets an empty set.
 """
 
+import warnings
+
 import numpy as np
 from mapie.classification import SplitConformalClassifier
 from sklearn.base import BaseEstimator, ClassifierMixin
 
 COVERAGE = 0.9
 """The share of images whose set contains the actual class."""
+_MIN_IMAGES = 10
+"""Validation images. With fewer, no threshold guarantees the coverage."""
 
 
 class _Probabilities(ClassifierMixin, BaseEstimator):
@@ -38,10 +42,14 @@ def prediction_sets(val_labels: np.ndarray, val_probabilities: np.ndarray, proba
         probabilities: float [N, classes], of other images.
 
     Returns:
-        bool [N, classes]: whether the class is in the set of the image.
+        bool [N, classes]: whether the class is in the set of the image. With fewer than 10 validation images, each set
+        holds all classes.
     """
+    if len(val_labels) < _MIN_IMAGES:
+        return np.ones(probabilities.shape, dtype=bool)
     classifier = _Probabilities(probabilities.shape[1])
     conformal = SplitConformalClassifier(classifier, confidence_level=COVERAGE, conformity_score="lac", prefit=True)
-    conformal.conformalize(val_probabilities, val_labels)
-    _, sets = conformal.predict_set(probabilities)
+    with warnings.catch_warnings(action="ignore", category=UserWarning):  # not every class may have validation images
+        conformal.conformalize(val_probabilities, val_labels)
+        _, sets = conformal.predict_set(probabilities)
     return sets[:, :, 0]

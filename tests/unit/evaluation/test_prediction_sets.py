@@ -24,6 +24,15 @@ def test_sets_cover_90_percent_whatever_the_model(signal: float, seed: int) -> N
     assert 0.885 < sets[np.arange(10_000), labels].mean() < 0.915
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("count", [1, 9, 10, 11, 30])
+def test_few_validation_images_and_missing_classes_give_larger_sets(count: int) -> None:
+    labels, probabilities = sample(1000, 100, 2.0)
+    sets = prediction_sets(*sample(count, 0, 2.0), probabilities)
+    assert sets.all() == (count < 10)
+    assert sets[np.arange(1000), labels].mean() > 0.85
+
+
 def test_a_set_holds_the_most_probable_classes() -> None:
     sets = prediction_sets(*sample(500, 0, 1.0), sample(200, 1, 1.0)[1])
     probabilities = sample(200, 1, 1.0)[1]
