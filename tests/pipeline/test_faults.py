@@ -173,11 +173,13 @@ def test_a_disk_that_becomes_full_at_any_point(on_a_small_disk: Project, stages:
 
 
 @pytest.mark.timeout(1200)
-def test_killed_when_a_file_is_about_to_get_its_name(tmp_path: Path) -> None:
+@pytest.mark.parametrize("every", [3, pytest.param(1, marks=pytest.mark.soak)])
+def test_killed_when_a_file_is_about_to_get_its_name(every: int, tmp_path: Path) -> None:
+    """Kill each stage before its first file gets its name, and before each third file (in the soak, each file)."""
     project = clone(tmp_path)
     found = []
     for stage in STAGES:
-        for number in range(1, 100):
+        for number in range(1, 100, every):
             process = with_fault(project, tmp_path / "site", f"{stage} kill {number}").start("dvc", "repro", stage)
             output, _ = process.communicate(timeout=300)
             if process.returncode == 0:

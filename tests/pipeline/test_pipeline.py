@@ -10,6 +10,7 @@ import shutil
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -300,13 +301,20 @@ def test_a_training_that_diverges_says_so_and_fails_its_run(project: Project) ->
     project.run("dvc", "checkout")
 
 
+def recipes() -> list[Any]:
+    """All recipes. Those that differ from another one only in numbers belong to the soak."""
+    similar = {"conv16_32", "speedrun96", "three_conv", "tutorial_improved"}
+    names = sorted(path.name for path in (REPOSITORY / "recipes").iterdir())
+    return [pytest.param(name, marks=pytest.mark.soak if name in similar else ()) for name in names]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", sorted(path.name for path in (REPOSITORY / "recipes").iterdir()))
+@pytest.mark.parametrize("recipe", recipes())
 def test_a_recipe_runs_and_what_stands_behind_it_wins(project: Project, recipe: str) -> None:
     words = (project.root / "recipes" / recipe).read_text().split()
     # An average of a thousand steps would be of the first weights here.
     small = ["-S", "model.convnet.widths=[8,16]", "-S", "train.epochs=3", "-S", "train.ema_decay=null"]
-    if "train.batch_size=500" in words:
+    if {"train.batch_size=500", "train.batch_size=1536"} & set(words):
         small += ["-S", "train.batch_size=50"]
     output = project.run("dvc", "exp", "run", "-n", recipe, *words, *small)
     assert "WARNING" not in output
