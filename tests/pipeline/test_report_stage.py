@@ -258,7 +258,7 @@ def test_headline_figures_are_those_of_the_files(project: Path, page: str) -> No
     assert f"Calibration error {test['calibration_error']:.2%}" in text
     assert "accuracy; 9.87% before temperature scaling" in text
     assert "divided by a temperature of 0.543," in text
-    assert "a temperature of its own (0.567) and a difference of 1.23%" in text
+    assert "a temperature of its own (0.567), and a difference of 1.23%" in text
     assert "the actual class of 89.8% of the test images" in text
     assert "A set has 1.23 classes on average" in text
     assert f"Training time {speed['seconds']} s on AMD EPYC" in text
