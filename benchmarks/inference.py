@@ -45,7 +45,7 @@ def make_forms(widths: list[int], images: np.ndarray) -> dict[str, Predict]:
     model = create_model("convnet", {"widths": widths, "depth": 2}, inputs, CLASSES)
     model.initialize_from(torch.from_numpy(images))
     network = nn.Sequential(model, nn.Softmax(1)).eval()
-    metadata = model_metadata([str(number) for number in range(CLASSES)], "random")
+    metadata = model_metadata([str(number) for number in range(CLASSES)], None, "random")
     onnx_model = export_onnx(network, images[:2], metadata)
     int8_model = quantize(onnx_model, images[:200], lambda count: None)
     pt2 = torch.export.load(io.BytesIO(export_pt2(network, images[:2], {}))).module()

@@ -6,6 +6,7 @@ if __name__ == "__main__":
     start_stage()  # before the slow imports, so that Ctrl-C during them prints one line
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +18,7 @@ from vision.core.config import TTAConfig
 from vision.core.models.classifier import Classifier
 from vision.core.temperature import fit_temperature
 from vision.evaluation import scores
+from vision.evaluation.heat_maps import grad_cam
 from vision.evaluation.prediction_sets import prediction_sets
 from vision.pipeline.device import set_up_device
 from vision.pipeline.errors import UserError
@@ -26,15 +28,18 @@ from vision.pipeline.paths import ROOT
 from vision.pipeline.progress import bar
 from vision.search.cpu_shares import share_cores
 from vision.storage import arrays, atomic, tables
-from vision.storage.arrays import Split, Stats
+from vision.storage.arrays import HeatMaps, Split, Stats
 from vision.tracking import mlflow_run
+
+MAX_HEAT_MAPS = 500
+"""As many mistakes as the report can show."""
 
 
 def main() -> None:
     """Read models/ and data/processed; write data/predictions, metrics/test.json and four tables in metrics/."""
     params = load_params()
     record = tables.read_json(ROOT / "metrics/run.json", RunRecord).model_dump()
-    model, stats, val, test = read_model_and_data()
+    model, min_confidence, stats, val, test = read_model_and_data()
     device, dtype = set_up_device(params.train)
     share_cores()
 
@@ -47,9 +52,12 @@ def main() -> None:
         val_logits = predict_with_progress(model, val.images, config, "validation") if len(val.labels) else None
         predictions = calibrate(model, val_logits, test_logits, val.labels, config)
 
-        metrics = collect_metrics(test.labels, predictions)
+        metrics = collect_metrics(test.labels, predictions, min_confidence)
         tables.write_json(ROOT / "metrics/test.json", metrics)
-        write_tables(test.labels, predictions, stats)
+        mistakes = find_mistakes(test.labels, predictions.probabilities)
+        heat_maps = explain_with_progress(model, test.images[mistakes], predictions.probabilities[mistakes].argmax(1))
+        write_predictions(test.labels, predictions, stats, HeatMaps(mistakes, heat_maps))
+        write_tables(test.labels, predictions, stats.classes)
         run.set_tags({"evaluate": params.evaluate.model_dump()})
         scored = metrics.model_dump(exclude_none=True)
         logged = {**scored, "seconds": seconds, "images_per_s": len(test.labels) / seconds}
@@ -61,8 +69,8 @@ def main() -> None:
     )
 
 
-def read_model_and_data() -> tuple[Classifier, Stats, Split, Split]:
-    """Read the model, the validation split and the test split, and check that they fit each other."""
+def read_model_and_data() -> tuple[Classifier, float | None, Stats, Split, Split]:
+    """Read the model with its lowest confidence, and the validation and test splits; check that they fit each other."""
     model, config = load_model(ROOT / "models")
     folder = ROOT / "data/processed"
     stats = arrays.read_stats(folder)
@@ -72,7 +80,7 @@ def read_model_and_data() -> tuple[Classifier, Stats, Split, Split]:
     )
     if (config.classes, config.image_shape) != (stats.classes, stats.image_shape):
         raise UserError(f"{ROOT / 'models/model.json'}: trained on other classes or image sizes; `dvc repro -f train`")
-    return model, stats, val, test
+    return model, config.min_confidence, stats, val, test
 
 
 @dataclass(frozen=True)
@@ -152,8 +160,8 @@ def to_probabilities(logits: torch.Tensor) -> np.ndarray:
     return logits.softmax(1).cpu().numpy()
 
 
-def collect_metrics(labels: np.ndarray, predictions: Predictions) -> TestMetrics:
-    """Compute metrics/test.json."""
+def collect_metrics(labels: np.ndarray, predictions: Predictions, min_confidence: float | None) -> TestMetrics:
+    """Compute metrics/test.json. An image whose highest probability is below `min_confidence` is unknown."""
     calibration: dict[str, float] = {}
     if predictions.temperature is not None and predictions.sets is not None:
         calibration = {
@@ -163,6 +171,8 @@ def collect_metrics(labels: np.ndarray, predictions: Predictions) -> TestMetrics
             "prediction_set_size": float(predictions.sets.sum(1).mean()),
         }
     one_view = predictions.one_view
+    if min_confidence is not None:
+        calibration["unknown_share"] = float((one_view.max(1) < min_confidence).mean())
     return TestMetrics(
         **scores.summarize(labels, predictions.probabilities),
         **calibration,
@@ -171,21 +181,44 @@ def collect_metrics(labels: np.ndarray, predictions: Predictions) -> TestMetrics
     )
 
 
-def write_tables(labels: np.ndarray, predictions: Predictions, stats: Stats) -> None:
-    """Write data/predictions (a row per image, named by its file or index) and the tables computed from it."""
+def find_mistakes(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """Return the indices of the misclassified images, the most confident first, at most `MAX_HEAT_MAPS`."""
+    errors = np.flatnonzero(probabilities.argmax(1) != labels)
+    return errors[np.argsort(-probabilities[errors].max(1), kind="stable")][:MAX_HEAT_MAPS]
+
+
+def explain_with_progress(model: Classifier, images: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """Compute heat maps of images, uint8 [N, H, W, C], for `classes`, int [N]: uint8 [N, h, w], from 0 to 255."""
+    if not len(images):
+        return np.zeros((0, 1, 1), np.uint8)
+    device = model.temperature.device
+    with bar(total=len(images), unit=" images", description="evaluate: heat maps") as progress_bar:
+        on_device, targets = torch.from_numpy(images).to(device), torch.from_numpy(classes).to(device)
+        heat = grad_cam(model, on_device, targets, progress_bar.update)
+    return (255 * heat).round().to(torch.uint8).numpy()
+
+
+def write_predictions(labels: np.ndarray, predictions: Predictions, stats: Stats, heat_maps: HeatMaps) -> None:
+    """Write data/predictions: a row for each image, named by its file or index, and heat maps of mistakes."""
     classes = stats.classes
     images = stats.test_files or range(len(labels))
     probabilities = predictions.probabilities
-    predicted = probabilities.argmax(1)
     with atomic.atomic_directory(ROOT / "data/predictions") as folder:
         tables.write_csv(
             folder / "test.csv",
             ["image", "actual", "predicted", *(f"p_{name}" for name in classes)],
             (
                 (image, classes[actual], classes[best], *row)
-                for image, actual, best, row in zip(images, labels, predicted, probabilities, strict=True)
+                for image, actual, best, row in zip(images, labels, probabilities.argmax(1), probabilities, strict=True)
             ),
         )
+        arrays.write_heat_maps(folder, heat_maps)
+
+
+def write_tables(labels: np.ndarray, predictions: Predictions, classes: Sequence[str]) -> None:
+    """Write the tables in metrics/."""
+    probabilities = predictions.probabilities
+    predicted = probabilities.argmax(1)
     matrix = scores.confusion(labels, predicted, len(classes))
     tables.write_csv(
         ROOT / "metrics/confusion_matrix.csv",

@@ -1,4 +1,8 @@
-"""Write the report, report/index.html: test scores, mistakes, training curves, data and parameters on one page."""
+"""Write the report and the model card.
+
+report/index.html has test scores, mistakes, training curves, data and parameters on one page. report/model_card.md says
+what the model is for, how good it is, and where its limits are.
+"""
 
 from vision.pipeline.stage import peak_memory, run_stage, start_stage
 
@@ -14,19 +18,23 @@ from vision.tracking import mlflow_run
 
 
 def main() -> None:
-    """Outputs of all other stages -> report/index.html; its charts and tables are added to the model's MLflow run."""
+    """Outputs of all other stages -> report/; the charts, tables and the card are added to the model's MLflow run."""
     params = load_params()
     results = read_results(ROOT)
     html = page.render(params, results)
-    file = ROOT / "report" / "index.html"
-    with atomic.atomic_write(file) as temporary:
-        temporary.write_text(html, encoding="utf-8")
+    card = page.render_card(params, results)
+    file, card_file = ROOT / "report" / "index.html", ROOT / "report" / "model_card.md"
+    for path, text in ((file, html), (card_file, card)):
+        with atomic.atomic_write(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
     with mlflow_run.resumed_run(params.tracking, results.run.model_dump()) as run:
         run.set_description(page.summary(results))
         for name, figure in charts.make_charts(results, "light").items():
             run.log_figure(name, figure)
         run.log_artifact(ROOT / "data" / "samples.png", "figures")
         run.log_artifact(file, "report")
+        run.log_artifact(card_file, "report")
+        run.log_model_card(card)
         for table in ("history", "confusion_matrix", "per_class", "calibration", "calibration_before"):
             run.log_artifact(ROOT / "metrics" / f"{table}.csv", "metrics")
         run.log_metrics({"report_peak_memory_mib": peak_memory()})

@@ -9,7 +9,7 @@ import operator
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from vision.artifacts.initial_model import check_image_sizes, make_model
 from vision.artifacts.trained_model import save_model
 from vision.core import flops, loop
 from vision.core.augment.resize import resize_images
+from vision.core.confidence import fit_min_confidence
 from vision.core.config import AugmentConfig, OptimizerConfig, TrainConfig
 from vision.core.data import ImageDataset
 from vision.core.device import describe_environment, flush_denormals
@@ -34,7 +35,7 @@ from vision.pipeline.metrics_schemas import HistoryRow, RunRecord, SpeedMetrics,
 from vision.pipeline.params import Params, Train, load_params
 from vision.pipeline.paths import ROOT, main_root
 from vision.pipeline.training_progress import TrainingProgress
-from vision.prediction.mlflow_format import save_mlflow_model
+from vision.prediction.mlflow_format import ModelSettings, save_mlflow_model
 from vision.search.cpu_shares import share_cores
 from vision.search.trial import Trial, current_trial
 from vision.storage import arrays, tables
@@ -79,9 +80,9 @@ def main() -> None:
                 checkpoints.remove()
                 trial.end("diverged")
                 raise UserError(f"diverged: {error}; {divergence_advice(params.train)}") from None
-            temperature = calibrate(model, val, config)
-            results = collect_results(fit_result, recorder, environment, temperature)
-            save_model(ROOT / "models", model, model_config)
+            calibration = calibrate(model, val, config)
+            results = collect_results(fit_result, recorder, environment, calibration)
+            save_model(ROOT / "models", model, replace(model_config, min_confidence=calibration.min_confidence))
             write_metrics(results, run.record)
             log_results(run, results, model, train.images[:2], stats.classes)
             trial.end(results.ended, results.metrics.val_accuracy)
@@ -247,23 +248,32 @@ class Results:
     ended: str
 
 
-def calibrate(model: Classifier, val: ImageDataset, config: TrainConfig) -> float | None:
-    """Fit the model's temperature on the validation images, so that its probabilities are as high as its accuracy.
+@dataclass(frozen=True)
+class Calibration:
+    """What is fitted on the validation images after the training; None without validation images.
 
-    Returns:
-        The temperature, or None if there are no validation images.
+    Attributes:
+        temperature: what the model divides its logits by.
+        min_confidence: an image whose highest probability is lower is unknown.
     """
+
+    temperature: float | None = None
+    min_confidence: float | None = None
+
+
+def calibrate(model: Classifier, val: ImageDataset, config: TrainConfig) -> Calibration:
+    """Set the model's temperature, so that its probabilities are as high as its accuracy."""
     if not len(val.labels):
-        print("train: no validation images, so the model's probabilities are not calibrated")
-        return None
+        print("train: no validation images, so the model's probabilities are not calibrated, and no image is unknown")
+        return Calibration()
     logits = predict(model, val.images, max(config.batch_size, 500), config.dtype)
     temperature = fit_temperature(logits, val.labels)
     model.temperature.fill_(temperature)
-    return temperature
+    return Calibration(temperature, fit_min_confidence(logits / temperature))
 
 
 def collect_results(
-    fit_result: loop.FitResult, recorder: Recorder, environment: dict[str, object], temperature: float | None
+    fit_result: loop.FitResult, recorder: Recorder, environment: dict[str, object], calibration: Calibration
 ) -> Results:
     """Collect what the stage writes and logs."""
     speed = recorder.speed()
@@ -278,7 +288,7 @@ def collect_results(
         train_loss=best.train_loss,
         train_accuracy=best.train_accuracy,
         **({} if best.val_loss is None else {"val_loss": best.val_loss, "val_accuracy": best.val_accuracy}),
-        **({} if temperature is None else {"temperature": temperature}),
+        **{name: value for name, value in asdict(calibration).items() if value is not None},
         parameters=sum(p.numel() for p in recorder.model.parameters()),
     )
     history = [
@@ -301,7 +311,8 @@ def log_results(run: Run, results: Results, model: Classifier, images: torch.Ten
     """Add the results and the model to the MLflow run. The logged model classifies image files."""
     run.set_tags({**results.environment, "parameters": results.metrics.parameters, "ended": results.ended})
     network = torch.nn.Sequential(model.cpu(), torch.nn.Softmax(1)).eval()
-    run.log_model(lambda path: save_mlflow_model(path, network, images.cpu().numpy(), classes))
+    settings = ModelSettings(classes, results.metrics.min_confidence)
+    run.log_model(lambda path: save_mlflow_model(path, network, images.cpu().numpy(), settings))
     run.register_model(results.metrics.val_accuracy)
     run.log_metrics(run_metrics(results))  # after the model, so that it gets them, too
     run.log_metrics({"train_peak_memory_mib": peak_memory()})
@@ -319,6 +330,7 @@ def run_metrics(results: Results) -> dict[str, float]:
         "best_val_loss": metrics.val_loss,
         "best_val_accuracy": metrics.val_accuracy,
         "temperature": metrics.temperature,
+        "min_confidence": metrics.min_confidence,
     }
     return {name: value for name, value in named.items() if value is not None}
 

@@ -1,9 +1,10 @@
 """Classify image files with a trained model.
 
 Prints the first predictions. --output writes all of them as a CSV file: the
-image, its class, the probability of that class, and the probability of each
-class. If the command is interrupted, the same command continues the file. A
-file that cannot be read is named and left out; the exit status is then 1.
+image, its class, the probability of that class, whether the image is unknown
+because no class is likely enough, and the probability of each class. If the
+command is interrupted, the same command continues the file. A file that cannot
+be read is named and left out; the exit status is then 1.
 
 examples:
     python tools/predict.py cat.jpg
@@ -96,15 +97,19 @@ def say(message: str) -> None:
     print(f"predict: {printable(message)}", file=sys.stderr, flush=True)
 
 
+def format_class(row: Prediction) -> str:
+    """The class, or `unknown` with the class that is most likely."""
+    name = printable(row.class_name)
+    return f"unknown ({name}?)" if row.unknown else name
+
+
 def print_rows(rows: Sequence[Prediction]) -> None:
     """Print the first predictions as a table with aligned columns."""
     if not rows:
         return
     names = [row.image if len(row.image) <= MAX_NAME else f"…{row.image[1 - MAX_NAME :]}" for row in rows[:MAX_ROWS]]
     cells = [("image", "class", "probability")]
-    cells += [
-        (name, printable(row.class_name), f"{row.probability:.4f}") for name, row in zip(names, rows, strict=False)
-    ]
+    cells += [(name, format_class(row), f"{row.probability:.4f}") for name, row in zip(names, rows, strict=False)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     for line in cells:
         print("  ".join(map(str.ljust, line, widths)).rstrip())

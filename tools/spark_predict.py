@@ -1,7 +1,7 @@
 """Classify image files with Spark; write a row for each image to Parquet.
 
-The columns are `image` (its path), `class`, `probability`, `p_<name>` for each class, and `error`. A file that cannot
-be decoded has an error and no class. The job continues.
+The columns are `image` (its path), `class`, `probability`, `unknown` (whether no class is likely enough), `p_<name>`
+for each class, and `error`. A file that cannot be decoded has an error and no class. The job continues.
 
 Every node needs the same Python packages as this machine. Spark sends the model to them.
 
@@ -31,7 +31,7 @@ import numpy as np
 
 from vision.datasets.image_file import SUFFIXES
 from vision.pipeline.errors import UserError
-from vision.prediction.mlflow_format import save_mlflow_model
+from vision.prediction.mlflow_format import ModelSettings, save_mlflow_model
 from vision.prediction.model_option import add_model_option
 from vision.prediction.predictor import download_model, find_model, load_predictor
 from vision.tracking.store import MLFLOW_VARIABLES
@@ -108,7 +108,8 @@ def mlflow_folder(model: str) -> Iterator[Path]:
         predictor = load_predictor(source)
         folder = Path(parent, "model")
         example = np.zeros((2, *predictor.image_size, 3), np.uint8)
-        save_mlflow_model(folder, predictor.network.cpu(), example, predictor.classes)
+        settings = ModelSettings(predictor.classes, predictor.min_confidence)
+        save_mlflow_model(folder, predictor.network.cpu(), example, settings)
         yield folder
 
 
@@ -149,7 +150,7 @@ def glob_pattern() -> str:
 
 
 def classify(spark: SparkSession, images: DataFrame, model: Path) -> DataFrame:
-    """Return a table with the columns `image`, `class`, `probability`, `p_<name>` and `error`.
+    """Return a table with the columns `image`, `class`, `probability`, `unknown`, `p_<name>` and `error`.
 
     Args:
         spark: the session.

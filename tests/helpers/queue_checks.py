@@ -18,6 +18,7 @@ WORKERS = 2
 METRICS = {"train/loss", "train_seconds", "val/accuracy", "best_val_accuracy", "test_accuracy", "test_f1_macro"}
 ARTIFACTS = {
     "report/index.html",
+    "report/model_card.md",
     "figures/samples.png",
     "figures/confusion_matrix.png",
     "metrics/history.csv",

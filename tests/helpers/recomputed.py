@@ -137,6 +137,10 @@ def _test(root: Path, network: "Network", evaluate: dict[str, Any]) -> dict[str,
     guessed, surest = chances.argmax(1), chances.max(1)
     assert [classes[label] for label in guessed] == [row["predicted"] for row in rows]
     hits = guessed == actual
+    mistakes = np.flatnonzero(~hits)
+    explained = np.load(root / "data/predictions/heat_map_indices.npy")
+    assert np.array_equal(explained, mistakes[np.argsort(-surest[mistakes], kind="stable")][:500])
+    assert len(np.load(root / "data/predictions/heat_maps.npy")) == len(explained)
     own = chances[np.arange(len(actual)), actual][:, None]
     among_five = (
         ((chances > own).sum(1) < 5).mean(),
@@ -169,11 +173,15 @@ def _test(root: Path, network: "Network", evaluate: dict[str, Any]) -> dict[str,
         "calibration_error": gap,
     }
     near = network.near
+    confidence = _softmax(one_view / network.temperature).max(1)
+    min_confidence = network.description["min_confidence"]
+    close = (np.abs(confidence - min_confidence) < near / 3).mean()
     return {
+        "test.json: unknown_share": pytest.approx((confidence < min_confidence).mean(), abs=close + 1e-9),
         **{f"test.json: {name}": pytest.approx(value, rel=1e-6) for name, value in summary.items()},
         "test.json: calibration_error_before": pytest.approx(gap_before, abs=1e-5),
         "test.json: calibration_error_one_view": pytest.approx(
-            _calibration(_softmax(one_view / network.temperature).max(1), one_view.argmax(1) == actual)[1], abs=near / 3
+            _calibration(confidence, one_view.argmax(1) == actual)[1], abs=near / 3
         ),
         "test.json: temperature": pytest.approx(temperature, rel=near / 3),
         "test.json: prediction_set_coverage": pytest.approx(sets[np.arange(len(actual)), actual].mean(), abs=near / 3),
@@ -311,6 +319,9 @@ def _train(root: Path, network: "Network", train: dict[str, Any], history: list[
     return {
         **best_epoch,
         "train.json: temperature": pytest.approx(_best_temperature(logits, labels), rel=network.near / 3),
+        "train.json: min_confidence": pytest.approx(
+            np.sort(_softmax(logits / network.temperature).max(1))[int(0.05 * len(labels))], abs=network.near / 3
+        ),
         **{f"history.csv: {best}: {name}": value for name, value in validated.items()},
         "train.json: best_epoch": best + 1,
         "train.json: epochs": len(history),

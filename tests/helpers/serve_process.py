@@ -18,13 +18,16 @@ from vision.pipeline.params import load_params
 from vision.pipeline.paths import ROOT
 
 CLASSES = ["cat", "dog", "frog"]
+MIN_CONFIDENCE = 0.5
+"""Images of random pixels have confidences around it with seed 0."""
 
 
 def make_model(seed: int) -> tuple[Classifier, ModelConfig]:
     """A plain CNN with random weights, for images of 32x32."""
     torch.manual_seed(seed)
     options = load_params().model.plain_cnn.model_dump()
-    config = ModelConfig(CLASSES, [32, 32, 3], [0.5] * 3, [0.25] * 3, name="plain_cnn", options=options)
+    images = (CLASSES, [32, 32, 3], [0.5] * 3, [0.25] * 3)
+    config = ModelConfig(*images, name="plain_cnn", options=options, min_confidence=MIN_CONFIDENCE)
     model = build_model(config)
     with torch.no_grad():
         list(model.parameters())[-2].mul_(10)  # probabilities that differ

@@ -318,6 +318,17 @@ TABLES += [
     ("test.csv, a probability of NaN", "report", lambda root: (root / PREDICTIONS).write_text(re.sub(r"0\.\d+", "nan", (root / PREDICTIONS).read_text())), f"ROOT/{PREDICTIONS}: has probabilities outside 0 to 1; delete it and run `dvc repro`"),
 ]  # fmt: skip
 
+HEAT_MAPS, EXPLAINED = "data/predictions/heat_maps.npy", "data/predictions/heat_map_indices.npy"
+UNMATCHED = f"ROOT/{EXPLAINED}: does not match heat_maps.npy; delete both and run `dvc repro`"
+TABLES += [
+    ("heat_maps.npy, missing", "report", remove(HEAT_MAPS), f"ROOT/{HEAT_MAPS}: not found; `dvc repro` makes it"),
+    ("heat_maps.npy, a row less", "report", array(HEAT_MAPS, lambda maps: maps[1:]), UNMATCHED),
+    ("heat_maps.npy, floats", "report", array(HEAT_MAPS, lambda maps: maps / 255), f"ROOT/{HEAT_MAPS}: has dtype float64, expected uint8{AGAIN}"),
+    ("heat_maps.npy, no pixels", "report", array(HEAT_MAPS, lambda maps: maps[:, :0]), UNMATCHED),
+    ("heat_map_indices.npy, a table", "report", array(EXPLAINED, lambda indices: indices[:, None]), UNMATCHED),
+    ("heat_map_indices.npy, no such image", "report", array(EXPLAINED, lambda indices: indices + 10**6), f"ROOT/{EXPLAINED}: names images that do not exist{AGAIN}"),
+]  # fmt: skip
+
 # Arrays.
 
 FILES = [

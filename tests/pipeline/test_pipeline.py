@@ -126,7 +126,7 @@ print(table.drop(columns="error").to_csv(index=False))
     printed = project.run("python", "-I", "-c", script, uri, f"models:/{output.model_id}", str(images))
     rows = list(csv.DictReader(printed[printed.index("class,probability") :].splitlines()))
     classes = project.json("models/model.json")["classes"]
-    assert [list(row) for row in rows] == [["class", "probability", *(f"p_{name}" for name in classes)]] * 7
+    assert [list(row) for row in rows] == [["class", "probability", "unknown", *(f"p_{name}" for name in classes)]] * 7
     assert all(float(row["probability"]) == float(row[f"p_{row['class']}"]) for row in rows)
     assert [sum(float(row[f"p_{name}"]) for name in classes) for row in rows] == pytest.approx([1] * 7, abs=1e-5)
     actual = [classes[label] for label in np.load(project.root / "data/processed/test_labels.npy")[:7]]

@@ -1,6 +1,7 @@
 """tools/predict.py as its users run it: real processes, a model that the stages trained, files of every kind."""
 
 import csv
+import json
 import os
 import shutil
 import signal
@@ -26,7 +27,7 @@ pytestmark = pytest.mark.slow
 
 COUNT = 1600
 """Test images: three whole batches and a part of one."""
-HEADER = ["image", "class", "probability", *(f"p_{name}" for name in CLASSES)]
+HEADER = ["image", "class", "probability", "unknown", *(f"p_{name}" for name in CLASSES)]
 
 
 @dataclass(frozen=True)
@@ -106,12 +107,17 @@ def test_the_probabilities_are_those_of_evaluate_with_one_view(
     lines = (tmp_path / "p.csv").read_text().splitlines()
     assert lines[0].split(",") == HEADER
     best = probabilities.argmax(1)
+    min_confidence = json.loads((checkout.root / "models/model.json").read_text())["min_confidence"]
+    unknown = probabilities.max(1) < min_confidence
+    assert 0 < unknown.mean() < 0.5
     for line, index, row in zip(lines[1:], best, probabilities, strict=True):
-        assert line.split(",")[1:3] == [CLASSES[index], line.split(",")[3 + index]]
+        assert line.split(",")[1:3] == [CLASSES[index], line.split(",")[4 + index]]
         assert float(line.split(",")[2]) == row[index]
+        assert line.split(",")[3] == ("true" if row[index] < min_confidence else "false")
     printed = output.splitlines()
     assert printed[0].split() == ["image", "class", "probability"]
-    assert printed[1].split()[1:] == [CLASSES[best[0]], f"{probabilities[0].max():.4f}"]
+    name = f"unknown ({CLASSES[best[0]]}?)" if unknown[0] else CLASSES[best[0]]
+    assert " ".join(printed[1].split()[1:]) == f"{name} {probabilities[0].max():.4f}"
     assert printed[11:13] == ["… and 1,590 more", f"wrote {tmp_path / 'p.csv'}"]
 
 

@@ -27,10 +27,11 @@ from vision.pipeline.errors import UserError
 from vision.pipeline.params import load_params
 from vision.pipeline.paths import ROOT
 from vision.report import charts
-from vision.report.page import escape_markdown, format_duration, heat, render
+from vision.report.page import blend_heat, escape_markdown, format_duration, heat, render, render_card
 from vision.report.results import read_results
 from vision.storage import arrays, tables
 
+MAX_HEAT_MAPS = 25
 CIFAR = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
@@ -86,6 +87,9 @@ def make_project(
             for i in range(test)
         ),
     )
+    mistakes = np.flatnonzero(~hits)[:MAX_HEAT_MAPS]
+    heat_maps = arrays.HeatMaps(mistakes, rng.integers(0, 256, (len(mistakes), 7, 7), dtype=np.uint8))
+    arrays.write_heat_maps(root / "data" / "predictions", heat_maps)
 
     metrics = root / "metrics"
     counts = confusion_matrix(actual, predicted, labels=labels)
@@ -118,6 +122,7 @@ def make_project(
         "temperature": 0.543,
         "prediction_set_coverage": 0.8976,
         "prediction_set_size": 1.23,
+        "unknown_share": 0.0543,
     }
     tables.write_json(
         metrics / "test.json",
@@ -138,7 +143,12 @@ def make_project(
         ["epoch", "lr", "image_scale", "images", "train_loss", "train_accuracy", "val_loss", "val_accuracy"],
         history,
     )
-    validated = {"val_loss": history[-1][6], "val_accuracy": history[-1][7], "temperature": 0.567} if val else {}
+    validated = {
+        "val_loss": history[-1][6],
+        "val_accuracy": history[-1][7],
+        "temperature": 0.567,
+        "min_confidence": 0.4567,
+    }
     tables.write_json(
         metrics / "train.json",
         {
@@ -147,7 +157,7 @@ def make_project(
             "stopped_early": False,
             "train_loss": history[-1][4],
             "train_accuracy": history[-1][5],
-            **validated,
+            **(validated if val else {}),
             "parameters": 1234567,
         },
     )
@@ -313,6 +323,58 @@ def test_most_confident_mistakes_come_first(project: Path, page: str) -> None:
     ]
 
 
+def test_a_mistake_has_its_heat_map_beside_it(project: Path, page: str) -> None:
+    maps = arrays.read_heat_maps(project / "data/predictions", 300)
+    part = page[page.index('<section id="mistakes">') :].split("</section>")[0]
+    shown = [int(number) for number in re.findall(r'alt="Test image (\d+)"', part)]
+    explained = [int(number) for number in re.findall(r'alt="Heat map of test image (\d+)"', part)]
+    assert explained == [number for number in shown if number in maps.indices]
+    assert len(explained) > 5
+    assert "Heat map" not in page.replace(part, "")
+
+
+def test_heat_is_bright_where_it_is_high() -> None:
+    heat_map = np.zeros((7, 7), np.uint8)
+    heat_map[0, 6] = 255
+    blended = np.asarray(blend_heat(Image.new("RGB", (32, 32), "gray"), heat_map).convert("L"), dtype=int)
+    assert blended.shape == (96, 96)
+    assert blended[2, 93] > blended[60, 30] + 50
+    tall = blend_heat(Image.new("RGB", (32, 64), "gray"), heat_map)
+    assert tall.size == (96, 192)
+
+
+def test_the_model_card_has_the_figures_of_the_files(project: Path, page: str) -> None:
+    card = (project / "report" / "model_card.md").read_text(encoding="utf-8")
+    test = json.loads((project / "metrics/test.json").read_text())
+    assert card.startswith("# CIFAR-10: model card\n")
+    assert f"{test['accuracy']:.2%} (95% interval {test['accuracy_low']:.2%} to {test['accuracy_high']:.2%})" in card
+    assert f"the model in use) | {test['accuracy_one_view']:.2%} |" in card
+    assert "below 45.67% is reported as unknown" in card
+    assert "| test images reported as unknown | 5.43% |" in card
+    for row in tables.read_csv(project / "metrics" / "per_class.csv"):
+        assert f"| {row['class']} | {float(row['recall']):.2%} |" in card
+    assert "torch 2.15.0, torchvision 0.30.0" in card
+    assert "commit `c0ffee0` with uncommitted changes" in card
+    assert "Model and code: MIT." in card
+    assert f"## Intended use\n\n{load_params().report.intended_use}\n" in card
+    by_class = json.loads((project / "metrics/dataset.json").read_text())["by_class"]
+    counts = [split["train"] for split in by_class.values()]
+    assert f"not balanced: the largest has {max(counts)} training images, the smallest {min(counts)}." in card
+    assert "None" not in card
+    assert not re.search(r"\n\n\n|[{}]|\n\|[^\n]*\n[^|\n]", card)  # no template left, an empty line after each table
+
+
+def test_a_hostile_name_stays_text_in_the_model_card(tmp_path: Path) -> None:
+    root = make_project(tmp_path / "project", classes=["<b>cat</b>", "a|b", "[x](http://x)"], val=0)
+    results = read_results(root)
+    card = render_card(load_params(), results)
+    assert "&lt;b&gt;cat&lt;/b&gt;" in card
+    assert "a\\|b" in card
+    assert "[x](" not in card
+    assert "unknown" not in card
+    assert "There were no validation images" in card
+
+
 def test_predictions_are_spread_over_the_test_images_and_marked(project: Path, page: str) -> None:
     rows, tiles = predictions_of(project), tiles_of(page, "predictions")
     numbers = [number for number, *_ in tiles]
@@ -370,7 +432,7 @@ def test_same_files_give_the_same_page_and_the_stage_says_where_it_is(project: P
     path = project / "report" / "index.html"
     assert f"report: open {path} in a browser" in done.stdout
     assert path.read_text(encoding="utf-8") == page
-    assert list(path.parent.iterdir()) == [path]
+    assert sorted(path.parent.iterdir()) == [path, path.parent / "model_card.md"]
 
 
 def rendered(root: Path) -> str:

@@ -26,9 +26,9 @@ from torch import nn
 
 from browser import chromium
 from photos import make_photos
-from serve_process import CLASSES, ServeProcess, make_model, save_small_model, serve
+from serve_process import CLASSES, MIN_CONFIDENCE, ServeProcess, make_model, save_small_model, serve
 from vision.pipeline.paths import ROOT
-from vision.prediction.mlflow_format import save_mlflow_model
+from vision.prediction.mlflow_format import ModelSettings, save_mlflow_model
 from vision.prediction.predictor import Predictor, find_model, load_predictor
 from vision.serving import schemas
 from vision.serving.heat_map import cover_patches, heat_map
@@ -72,6 +72,7 @@ def check(entry: dict[str, Any], expected: np.ndarray) -> None:
     np.testing.assert_allclose(list(entry["probabilities"].values()), expected, atol=1e-6)
     assert entry["class"] == CLASSES[expected.argmax()]
     assert entry["probability"] == entry["probabilities"][entry["class"]]
+    assert entry["unknown"] == (entry["probability"] < MIN_CONFIDENCE)
 
 
 def test_answers_are_the_predictors_whatever_the_batch(server: ServeProcess, predictor: Predictor) -> None:
@@ -277,7 +278,7 @@ def test_the_page(server: ServeProcess, tmp_path: Path) -> None:
             page.wait_for_selector("#heat-note:has-text('Covering')")
             page.wait_for_selector("#image.pixels")  # of the TIFF file, what the network sees
             assert page.locator("#bars li").count() == len(CLASSES)
-            assert page.locator("#answer").inner_text().split()[0] in CLASSES
+            assert page.locator("#answer").inner_text().split()[0] in [*CLASSES, "unknown"]
             page.locator("#recent button").nth(1).press("Enter")
             assert page.locator("#image").get_attribute("alt") == "a.png"
             page.set_input_files("#file", tmp_path / "c.png")
@@ -352,7 +353,7 @@ def register(folder: Path, seed: int) -> nn.Module:
     """Register a new version of the model `pets` and make it the champion; returns its network."""
     network = nn.Sequential(make_model(seed)[0], nn.Softmax(1)).eval()
     path = folder / f"version-{seed}"
-    save_mlflow_model(path, network, IMAGES[:2], CLASSES)
+    save_mlflow_model(path, network, IMAGES[:2], ModelSettings(CLASSES, MIN_CONFIDENCE))
     mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
     client = mlflow.MlflowClient()
     if seed == 1:

@@ -16,7 +16,7 @@ from PIL import Image
 from vision.artifacts.trained_model import ModelConfig, build_model, save_model
 from vision.pipeline.params import Tracking, load_params
 from vision.pipeline.paths import ROOT
-from vision.prediction.mlflow_format import save_mlflow_model
+from vision.prediction.mlflow_format import ModelSettings, save_mlflow_model
 from vision.prediction.predictor import find_model, load_predictor
 from vision.storage.arrays import Stats
 from vision.tracking import mlflow_run
@@ -50,7 +50,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
         with mlflow_run.training_run(load_params().model_copy(update={"tracking": tracking}), stats) as run:
-            run.log_model(lambda path: save_mlflow_model(path, network, example, CLASSES))
+            run.log_model(lambda path: save_mlflow_model(path, network, example, ModelSettings(CLASSES, 0.5)))
             run.register_model(0.75)
     # The workers of a local cluster write to a folder in SPARK_HOME, which would be the installed package.
     (folder / "spark").mkdir()
@@ -86,7 +86,7 @@ def spark_submit(folder: Path, master: str, *arguments: str) -> subprocess.Compl
 
 def check_predictions(folder: Path, table: pd.DataFrame) -> None:
     """Compare a row for each image with what the predictor computes."""
-    assert list(table) == ["image", "class", "probability", *PROBABILITIES, "error"]
+    assert list(table) == ["image", "class", "probability", "unknown", *PROBABILITIES, "error"]
     paths = [path for path in (folder / "images").rglob("*") if path.is_file() and path.name != "notes.txt"]
     assert sorted(table["image"]) == sorted(f"file:{path}" for path in paths)
     broken = table["image"].str.endswith("/broken.png")
@@ -98,6 +98,7 @@ def check_predictions(folder: Path, table: pd.DataFrame) -> None:
     expected = predictor.predict(np.stack([predictor.read_pixels(content) for content in contents]))
     np.testing.assert_allclose(good[PROBABILITIES], expected, atol=1e-6)
     np.testing.assert_allclose(good["probability"], expected.max(1), atol=1e-6)
+    assert good["unknown"].tolist() == [predictor.is_unknown(probability) for probability in expected.max(1)]
     assert good["class"].tolist() == [CLASSES[index] for index in expected.argmax(1)]
     assert good["error"].isna().all()
 

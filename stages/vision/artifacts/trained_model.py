@@ -16,6 +16,7 @@ from torch import Tensor
 from vision.core.models.classifier import Classifier, InputSpec
 from vision.core.models.registry import create_model
 from vision.pipeline.errors import UserError
+from vision.pipeline.validation import Share
 from vision.storage.arrays import ImageSpec
 from vision.storage.atomic import atomic_write
 from vision.storage.tables import read_json, write_json
@@ -29,11 +30,13 @@ class ModelConfig(ImageSpec):
         name: of the network; see `vision.core.models.registry.create_model`.
         options: the section of params.yaml that describes the network.
         image_size: size in pixels that the network resizes images to; None leaves them.
+        min_confidence: an image whose highest probability is lower is unknown; None if that was not fitted.
     """
 
     name: str
     options: dict[str, Any]
     image_size: Annotated[int, Field(ge=2, le=2048)] | None = None
+    min_confidence: Share | None = None
 
 
 def build_model(config: ModelConfig) -> Classifier:

@@ -40,7 +40,8 @@ class DatasetMetrics(_Schema):
 class TrainMetrics(_Schema):
     """metrics/train.json: the best epoch. Losses are in nats; `val_*` are absent if there is no validation split.
 
-    `val_loss` is that of the training, before the logits are divided by the `temperature`.
+    `val_loss` is that of the training, before the logits are divided by the `temperature`. An image whose highest
+    probability is below `min_confidence` is unknown.
     """
 
     best_epoch: Count
@@ -51,6 +52,7 @@ class TrainMetrics(_Schema):
     val_loss: Finite | None = None
     val_accuracy: Share | None = None
     temperature: Positive | None = None
+    min_confidence: Share | None = None
     parameters: Count
 
 
@@ -67,8 +69,9 @@ class TestMetrics(_Schema):
     """metrics/test.json: the scores on the test split, computed by `evaluation`.
 
     `accuracy_low` and `accuracy_high` are the ends of the 95% confidence interval. `temperature` is what the averaged
-    logits of the views are divided by, and `calibration_error_before` is the error without it. Both, and the prediction
-    sets, are absent if there is no validation split.
+    logits of the views are divided by, and `calibration_error_before` is the error without it. `unknown_share` is the
+    share of images whose highest probability, of one view, is below the model's `min_confidence`. All these, and the
+    prediction sets, are absent if there is no validation split.
     """
 
     accuracy: Share
@@ -84,6 +87,7 @@ class TestMetrics(_Schema):
     temperature: Positive | None = None
     prediction_set_coverage: Share | None = None
     prediction_set_size: NonNegative | None = None
+    unknown_share: Share | None = None
     accuracy_one_view: Share
     calibration_error_one_view: Share
 

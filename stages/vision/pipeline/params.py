@@ -230,9 +230,11 @@ class Evaluate(Section):
 
 
 class Report(Section):
-    """The HTML report."""
+    """The HTML report and the model card."""
 
     title: Annotated[str, Field(max_length=1000), OneLine]
+    intended_use: Annotated[str, Field(max_length=1000), OneLine]
+    license: Annotated[str, Field(max_length=1000), OneLine]
     predictions: Annotated[int, Field(ge=1, le=500)]
     mistakes: Annotated[int, Field(ge=1, le=500)]
     confused_pairs: Annotated[int, Field(ge=1, le=100)]

@@ -60,8 +60,8 @@ def export_model(predictor: Predictor, file_format: Format, path: Path, data: Pa
     """Write a model to a file, unless the file does not compute what the model does.
 
     The file takes images, uint8 [N, H, W, 3] for any N, and returns probabilities, float32 [N, classes]. It holds the
-    names of the classes as JSON: an ONNX file as `classes` in `metadata_props`, a pt2 file as `classes.json` in its
-    extra files.
+    names of the classes and the lowest confidence of known images as JSON: an ONNX file as `classes` and
+    `min_confidence` in `metadata_props`, a pt2 file as `classes.json` and `min_confidence.json` in its extra files.
 
     Args:
         predictor: the model.
@@ -109,8 +109,9 @@ def _write_onnx(predictor: Predictor, path: Path) -> nn.Module:
 
 def _write_pt2(predictor: Predictor, path: Path) -> nn.Module:
     """Write a pt2 file and load it."""
-    metadata = model_metadata(predictor.classes, predictor.source.uri)
-    files = {"classes.json": metadata["classes"], "source.txt": metadata["source"]}
+    metadata = model_metadata(predictor.classes, predictor.min_confidence, predictor.source.uri)
+    files = {f"{name}.json": metadata[name] for name in ("classes", "min_confidence")}
+    files["source.txt"] = metadata["source"]
     content = export_pt2(predictor.network, predictor.random_images(2), files)
     path.write_bytes(content)
     return torch.export.load(io.BytesIO(content)).module()

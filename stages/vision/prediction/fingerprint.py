@@ -24,6 +24,7 @@ def prediction_fingerprint(predictor: Predictor, files: Sequence[str]) -> str:
     facts = {
         "classes": list(predictor.classes),
         "image_size": predictor.image_size,
+        "min_confidence": predictor.min_confidence,
         "network": repr(predictor.network),
         "weights": _hash_weights(predictor.network),
         "files": [[file, *_size_and_time(file)] for file in files],

@@ -72,16 +72,18 @@ def render(rows: Sequence[Prediction], thumbnails: Sequence[str], total: int, pr
     )
     environment.filters["count"] = "{:,}".format
     index_of = {name: index for index, name in enumerate(predictor.classes)}
+    classes = [*predictor.classes, "unknown"]
+    indices = [len(index_of) if row.unknown else index_of[row.class_name] for row in rows]
     images = [
-        [row.image, index_of[row.class_name], round(row.probability, 6), thumbnail]
-        for row, thumbnail in zip(rows, thumbnails, strict=True)
+        [row.image, index, round(row.probability, 6), thumbnail]
+        for row, index, thumbnail in zip(rows, indices, thumbnails, strict=True)
     ]
     script = (_FOLDER / "gallery.js").read_text(encoding="utf-8")
     source = predictor.source
     version = f" {'run' if source.uri.startswith('runs:') else 'version'} {source.version}" if source.version else ""
     return environment.get_template("gallery.html.jinja").render(
-        classes=list(predictor.classes),
-        counts=sorted(Counter(index_of[row.class_name] for row in rows).items()),
+        classes=classes,
+        counts=sorted(Counter(indices).items()),
         images=images,
         total=total,
         model=f"{source.name}{version}",

@@ -6,6 +6,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,20 @@ if TYPE_CHECKING:
 _NETWORK = "artifacts/network"
 
 
-def save_mlflow_model(path: Path, network: "nn.Module", example: np.ndarray, classes: Sequence[str]) -> None:
+@dataclass(frozen=True)
+class ModelSettings:
+    """What the model needs besides its network.
+
+    Attributes:
+        classes: names, in the order of the probabilities.
+        min_confidence: an image whose highest probability is lower is unknown; None calls no image unknown.
+    """
+
+    classes: Sequence[str]
+    min_confidence: float | None
+
+
+def save_mlflow_model(path: Path, network: "nn.Module", example: np.ndarray, settings: ModelSettings) -> None:
     """Save a model that loads without this code and without unpickling.
 
     `mlflow.pyfunc.load_model` loads mlflow_model.py, which takes the content of image files.
@@ -31,8 +45,9 @@ def save_mlflow_model(path: Path, network: "nn.Module", example: np.ndarray, cla
         path: of the new folder.
         network: on the CPU, in evaluation mode; maps uint8 [N, H, W, 3] to float32 probabilities [N, classes].
         example: at least two images, uint8 [N, H, W, 3]; a batch of one would be exported as a constant.
-        classes: names, in the order of the probabilities.
+        settings: the names of the classes, and which images are unknown.
     """
+    classes = list(settings.classes)
     with importing():
         import mlflow.pyfunc
         import mlflow.pytorch
@@ -46,6 +61,7 @@ def save_mlflow_model(path: Path, network: "nn.Module", example: np.ndarray, cla
     columns: list[ColSpec | TensorSpec] = [
         ColSpec("string", "class", required=False),
         ColSpec("double", "probability", required=False),
+        ColSpec("boolean", "unknown", required=False),
         *(ColSpec("double", f"p_{name}", required=False) for name in classes),
         ColSpec("string", "error", required=False),
     ]
@@ -71,8 +87,16 @@ def save_mlflow_model(path: Path, network: "nn.Module", example: np.ndarray, cla
             signature=ModelSignature(Schema([ColSpec("binary", "image")]), Schema(columns)),
             input_example=pd.DataFrame({"image": [_encode_png(image) for image in example[:2]]}),
             pip_requirements=requirements,
-            model_config={"classes": list(classes), "image_size": list(example.shape[1:3])},
-            metadata={"classes": list(classes), "image_shape": list(example.shape[1:])},
+            model_config={
+                "classes": classes,
+                "image_size": list(example.shape[1:3]),
+                "min_confidence": settings.min_confidence,
+            },
+            metadata={
+                "classes": classes,
+                "image_shape": list(example.shape[1:]),
+                "min_confidence": settings.min_confidence,
+            },
         )
         model = Model.load(path)
         tensor_model = Model.load(path / _NETWORK)

@@ -27,6 +27,7 @@ class ImageClassifier(PythonModel):
         self.read_pixels = image_file.read_pixels
         self.classes: list[str] = context.model_config["classes"]
         self.image_size: list[int] = context.model_config["image_size"]
+        self.min_confidence: float = context.model_config["min_confidence"] or 0
 
     def predict(
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
@@ -39,8 +40,9 @@ class ImageClassifier(PythonModel):
             params: not used.
 
         Returns:
-            A row for each file: `class`, its `probability`, `p_<name>` for each class, and `error`, which is empty.
-            If a file cannot be decoded, `error` says why, and the other columns are empty.
+            A row for each file: `class`, its `probability`, whether the image is `unknown` because the probability is
+            low, `p_<name>` for each class, and `error`, which is empty. If a file cannot be decoded, `error` says why,
+            and the other columns are empty.
         """
         contents = model_input["image"]
         probabilities = np.full((len(contents), len(self.classes)), np.nan)
@@ -60,6 +62,8 @@ class ImageClassifier(PythonModel):
         table = pd.DataFrame(probabilities, columns=[f"p_{name}" for name in self.classes])
         table.insert(0, "class", pd.Series(best, dtype=object))
         table.insert(1, "probability", probabilities.max(1))
+        unknown = pd.Series(table["probability"] < self.min_confidence, dtype="boolean")
+        table.insert(2, "unknown", unknown.mask(table["probability"].isna()) if any(errors) else unknown.astype(bool))
         table["error"] = pd.Series(errors, dtype=object)
         # Servers write None as null, but NaN as NaN, which is not JSON.
         return table.astype(object).where(table.notna(), None) if any(errors) else table

@@ -24,7 +24,7 @@ _MAX_BYTES = 2**31
 
 def convert_to_onnx(predictor: Predictor) -> "ModelProto":
     """Convert a predictor's network, with the metadata that `OnnxNetwork` reads. Raises what `export_onnx` raises."""
-    metadata = model_metadata(predictor.classes, predictor.source.uri)
+    metadata = model_metadata(predictor.classes, predictor.min_confidence, predictor.source.uri)
     return export_onnx(predictor.network.cpu(), predictor.random_images(2), metadata)
 
 
@@ -75,9 +75,12 @@ def export_onnx(network: nn.Module, example: np.ndarray, metadata: Mapping[str, 
     return model
 
 
-def model_metadata(classes: Sequence[str], source: str) -> dict[str, str]:
-    """Return what an exported file says about its model: the class names, as JSON, and where the model is from."""
-    return {"classes": json.dumps(list(classes)), "source": source}
+def model_metadata(classes: Sequence[str], min_confidence: float | None, source: str) -> dict[str, str]:
+    """Return what an exported file says about its model.
+
+    `classes` and `min_confidence` are JSON; see `Predictor`. `source` says where the model is from.
+    """
+    return {"classes": json.dumps(list(classes)), "min_confidence": json.dumps(min_confidence), "source": source}
 
 
 def fold_batch_norm(model: "ModelProto") -> None:

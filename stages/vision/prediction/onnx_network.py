@@ -20,10 +20,12 @@ class OnnxNetwork(nn.Module):
     Attributes:
         classes: names, in the order of the probabilities.
         image_size: height and width of the images, in pixels.
+        min_confidence: an image whose highest probability is lower is unknown; None calls no image unknown.
     """
 
     classes: Sequence[str]
     image_size: tuple[int, int]
+    min_confidence: float | None
 
     def __init__(self, model: Path | bytes) -> None:
         """Load a model that `export_onnx` made, with as many threads as PyTorch has.
@@ -51,13 +53,16 @@ class OnnxNetwork(nn.Module):
             raise UserError(f"{name}: ONNX Runtime cannot load it ({reason})") from None
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         try:
-            classes = json.loads(self._session.get_modelmeta().custom_metadata_map["classes"])
+            metadata = self._session.get_modelmeta().custom_metadata_map
+            classes = json.loads(metadata["classes"])
+            min_confidence = json.loads(metadata.get("min_confidence", "null"))
             (_, height, width, channels), (_, count) = inputs[0].shape, outputs[0].shape
         except (KeyError, ValueError):
-            classes, height, width, channels, count = None, 0, 0, 0, 0
+            classes, min_confidence, height, width, channels, count = None, None, 0, 0, 0, 0
         if (inputs[0].type, channels) != ("tensor(uint8)", 3) or not isinstance(classes, list) or len(classes) != count:
             raise UserError(f"{name}: not written by tools/export.py")
         self.classes = classes
+        self.min_confidence = None if min_confidence is None else float(min_confidence)
         self.image_size = (height, width)
         self._input = inputs[0].name
 

@@ -14,11 +14,12 @@ from vision.prediction.resumable_table import ResumableTable, TableSpec, open_ta
 
 
 class Prediction(NamedTuple):
-    """The class of an image file and its probability."""
+    """The class of an image file, its probability, and whether the image is unlike those of the training."""
 
     image: str
     class_name: str
     probability: float
+    unknown: bool
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def open_csv(
     """
     if path is None:
         return nullcontext()
-    header = ["image", "class", "probability", *(f"p_{name}" for name in predictor.classes)]
+    header = ["image", "class", "probability", "unknown", *(f"p_{name}" for name in predictor.classes)]
     return open_table(path, TableSpec(header, files, prediction_fingerprint(predictor, files)))
 
 
@@ -56,15 +57,20 @@ def predict_all(predictor: Predictor, files: Sequence[str], table: ResumableTabl
     errors: dict[str, str] = {}
     done = 0
     if table is not None:
-        rows = [Prediction(image, name, float(value)) for image, name, value, *_ in table.read_rows()]
+        rows = [
+            Prediction(image, name, float(value), unknown == "true")
+            for image, name, value, unknown, *_ in table.read_rows()
+        ]
         errors, done = dict(table.errors), table.done
     with progress.bar(len(files), " images", "predict", initial=done, delay=1) as bar:
         for batch in predict_files(predictor, files, done, bar.update):
             errors |= batch.errors
             best = batch.probabilities.max(1)
             names = [predictor.classes[index] for index in batch.probabilities.argmax(1)]
-            rows += map(Prediction, batch.images, names, best.tolist())
+            unknown = [predictor.is_unknown(probability) for probability in best]
+            rows += map(Prediction, batch.images, names, best.tolist(), unknown)
             if table is not None:
-                cells = zip(batch.images, names, best, *batch.probabilities.T, strict=True)
+                flags = ["true" if flag else "false" for flag in unknown]
+                cells = zip(batch.images, names, best, flags, *batch.probabilities.T, strict=True)
                 table.append(batch.end, cells, batch.errors)
     return Predictions(rows, errors)

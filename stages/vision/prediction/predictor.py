@@ -53,6 +53,7 @@ class Predictor:
         source: where the model was loaded from.
         device: where the network is.
         dtype: what convolutions and matrix products are computed in.
+        min_confidence: an image whose highest probability is lower is unknown; None calls no image unknown.
     """
 
     network: nn.Module
@@ -61,6 +62,11 @@ class Predictor:
     source: ModelSource
     device: torch.device
     dtype: torch.dtype
+    min_confidence: float | None = None
+
+    def is_unknown(self, probability: float) -> bool:
+        """Whether an image is unlike those of the training, by the probability of its class."""
+        return self.min_confidence is not None and probability < self.min_confidence
 
     def read_pixels(self, content: bytes) -> np.ndarray:
         """Decode an image file as `preprocess` does: uint8 [H, W, 3]. Raises ValueError if it cannot be decoded."""
@@ -125,7 +131,7 @@ def load_predictor(source: ModelSource, precision: Precision = "fp32") -> Predic
     model, config = load_model(source.uri)
     network = nn.Sequential(model, nn.Softmax(1)).eval().to(device)
     height, width, _ = config.image_shape
-    return Predictor(network, config.classes, (height, width), source, device, dtype)
+    return Predictor(network, config.classes, (height, width), source, device, dtype, config.min_confidence)
 
 
 def download_model(source: ModelSource, folder: Path) -> Path:
@@ -157,7 +163,8 @@ def _load_from_mlflow(source: ModelSource, precision: Precision) -> Predictor:
         network = mlflow.pytorch.load_model(path)
     height, width, _ = metadata["image_shape"]
     device, dtype = _select_device("cpu", precision)
-    return Predictor(network, metadata["classes"], (height, width), source, device, dtype)
+    min_confidence = metadata.get("min_confidence")
+    return Predictor(network, metadata["classes"], (height, width), source, device, dtype, min_confidence)
 
 
 def _load_from_onnx(source: ModelSource, precision: Precision) -> Predictor:
@@ -166,7 +173,8 @@ def _load_from_onnx(source: ModelSource, precision: Precision) -> Predictor:
     from vision.prediction.onnx_network import OnnxNetwork  # not needed for other models
 
     network = OnnxNetwork(Path(source.uri))
-    return Predictor(network, network.classes, network.image_size, source, torch.device("cpu"), torch.float32)
+    device, min_confidence = torch.device("cpu"), network.min_confidence
+    return Predictor(network, network.classes, network.image_size, source, device, torch.float32, min_confidence)
 
 
 def _select_device(device: Device, precision: Precision) -> tuple[torch.device, torch.dtype]:

@@ -1,4 +1,4 @@
-"""Render the report, page.html.jinja, as one HTML file with all charts, tables and pictures inside."""
+"""Render the report: one HTML file with all charts, tables and pictures inside, a model card, and a summary."""
 
 import base64
 import html
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
@@ -22,10 +23,20 @@ from vision.storage.arrays import evenly_spaced
 
 @dataclass(frozen=True)
 class ImageTile:
-    """A test image with its prediction; `source` is a data URI, `confidence` the predicted class's probability."""
+    """A test image with its prediction.
+
+    Attributes:
+        index: of the image in the test split.
+        source: the image as a data URI.
+        heat: the image with its heat map as a data URI; None without a heat map.
+        actual: the name of its class.
+        predicted: the name of the predicted class.
+        confidence: the probability of the predicted class.
+    """
 
     index: int
     source: str
+    heat: str | None
     actual: str
     predicted: str
     confidence: float
@@ -44,9 +55,38 @@ class ConfusedPair:
 
 def render(params: Params, results: Results) -> str:
     """Render the page. It needs no other file, no script and no network."""
+    errors = _errors(results)
+    light, dark = (charts.make_charts(results, theme) for theme in ("light", "dark"))
+    shown = evenly_spaced(len(results.images), params.report.predictions)
+    return _get_template("page.html.jinja").render(
+        results=results,
+        params=params.model_dump(exclude={"search"}),
+        charts={name: _chart(light[name], dark[name]) for name in light if name != "confusion_matrix"},
+        heat=heat(results.confusion),
+        pairs=confused_pairs(results, params.report.confused_pairs),
+        predictions=[_tile(results, index) for index in shown],
+        mistakes=[_tile(results, index, with_heat=True) for index in errors[: params.report.mistakes]],
+        errors=len(errors),
+        samples=_samples(results.samples),
+    )
+
+
+def render_card(params: Params, results: Results) -> str:
+    """Render the model card, model_card.md.jinja, as Markdown."""
+    counts = [split.train for split in results.dataset.by_class.values()]
+    return _get_template("model_card.md.jinja").render(
+        results=results,
+        params=params,
+        pairs=confused_pairs(results, 3),
+        largest=max(counts),
+        smallest=min(counts),
+    )
+
+
+def _get_template(name: str) -> jinja2.Template:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
+        autoescape=jinja2.select_autoescape(["html.jinja"]),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -56,21 +96,9 @@ def render(params: Params, results: Results) -> str:
         "count": "{:,}".format,
         "duration": format_duration,
         "value": format_value,
+        "md": escape_markdown,
     }
-    errors = _errors(results)
-    light, dark = (charts.make_charts(results, theme) for theme in ("light", "dark"))
-    shown = evenly_spaced(len(results.images), params.report.predictions)
-    return environment.get_template("page.html.jinja").render(
-        results=results,
-        params=params.model_dump(exclude={"search"}),
-        charts={name: _chart(light[name], dark[name]) for name in light if name != "confusion_matrix"},
-        heat=heat(results.confusion),
-        pairs=confused_pairs(results, params.report.confused_pairs),
-        predictions=[_tile(results, index) for index in shown],
-        mistakes=[_tile(results, index) for index in errors[: params.report.mistakes]],
-        errors=len(errors),
-        samples=_samples(results.samples),
-    )
+    return environment.get_template(name)
 
 
 def summary(results: Results) -> str:
@@ -147,17 +175,28 @@ def _errors(results: Results) -> np.ndarray:
     return errors[np.argsort(-predictions.confidence[errors], kind="stable")]
 
 
-def _tile(results: Results, index: int) -> ImageTile:
+def _tile(results: Results, index: int, with_heat: bool = False) -> ImageTile:
     image, predictions = results.images[index], results.predictions
     picture = Image.fromarray(np.broadcast_to(image, (*image.shape[:2], 3)))
     picture.thumbnail((96, 96))
+    found = np.flatnonzero(with_heat & (results.heat_maps.indices == index))
     return ImageTile(
         index=int(index),
         source=_data_uri(picture, "png"),
+        heat=_data_uri(blend_heat(picture, results.heat_maps.heat[found[0]]), "webp") if len(found) else None,
         actual=results.classes[predictions.actual[index]],
         predicted=results.classes[predictions.predicted[index]],
         confidence=float(predictions.confidence[index]),
     )
+
+
+def blend_heat(picture: Image.Image, heat: np.ndarray) -> Image.Image:
+    """Color the parts of a picture by a heat map, uint8 [h, w]: dark where it is 0, yellow where it is 255."""
+    size = (96, round(96 * picture.height / picture.width))
+    smooth = np.asarray(Image.fromarray(heat).resize(size, Image.Resampling.BILINEAR))
+    colors = mpl.colormaps["inferno"](smooth, bytes=True)
+    gray = picture.convert("L").convert("RGB").resize(size, Image.Resampling.NEAREST)
+    return Image.blend(gray, Image.fromarray(colors[:, :, :3]), 0.5)
 
 
 def _samples(picture: Image.Image) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from vision.pipeline.metrics_schemas import (
 )
 from vision.pipeline.validation import Line, printable
 from vision.storage import arrays
+from vision.storage.arrays import HeatMaps
 from vision.storage.tables import read_csv, read_json
 
 
@@ -45,7 +46,7 @@ class Results:
     """The results of a run.
 
     `confusion` is int [K, K], test images by actual (rows) and predicted class (columns); `images` are the test images,
-    uint8 [N, H, W, C]; `samples` is the picture of training images.
+    uint8 [N, H, W, C]; `heat_maps` are of the most confident mistakes; `samples` is the picture of training images.
     """
 
     classes: list[str]
@@ -61,6 +62,7 @@ class Results:
     calibration_before: list[CalibrationBin]
     confusion: np.ndarray
     predictions: Predictions
+    heat_maps: HeatMaps
     images: np.ndarray
     samples: Image.Image
 
@@ -92,6 +94,7 @@ def read_results(root: Path) -> Results:
         calibration_before=read_csv(metrics / "calibration_before.csv", CalibrationBin),
         confusion=confusion,
         predictions=predictions,
+        heat_maps=arrays.read_heat_maps(root / "data" / "predictions", len(images)),
         images=images,
         samples=_read_picture(root / "data" / "samples.png"),
     )

@@ -103,7 +103,7 @@ class _Service:
         entries = [
             {"file": file.name, "error": pixels}
             if isinstance(pixels, str)
-            else {"file": file.name, **_describe(predictor.classes, next(rows))}
+            else {"file": file.name, **_describe(predictor, next(rows))}
             for file, pixels in zip(files, decoded, strict=True)
         ]
         return JSONResponse({"model": _model(predictor), "predictions": entries})
@@ -171,10 +171,14 @@ def _read_pixels(predictor: Predictor, content: bytes) -> np.ndarray | str:
         return str(error)
 
 
-def _describe(classes: Sequence[str], probabilities: Sequence[float]) -> dict[str, Any]:
-    best = max(range(len(classes)), key=probabilities.__getitem__)
-    by_class = dict(zip(classes, probabilities, strict=True))
-    return {"class": classes[best], "probability": probabilities[best], "probabilities": by_class}
+def _describe(predictor: Predictor, probabilities: Sequence[float]) -> dict[str, Any]:
+    best = max(range(len(probabilities)), key=probabilities.__getitem__)
+    return {
+        "class": predictor.classes[best],
+        "probability": probabilities[best],
+        "unknown": predictor.is_unknown(probabilities[best]),
+        "probabilities": dict(zip(predictor.classes, probabilities, strict=True)),
+    }
 
 
 def _model(predictor: Predictor) -> dict[str, str]:

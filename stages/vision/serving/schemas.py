@@ -22,6 +22,7 @@ class Prediction(_Answer):
     file: str = Field(description="name of the file; empty for a raw body")
     class_: str = Field(alias="class", description="the class with the highest probability")
     probability: float = Field(description="of this class")
+    unknown: bool = Field(description="whether the image is unlike those of the training: no class is likely enough")
     probabilities: dict[str, float] = Field(description="by class")
 
 

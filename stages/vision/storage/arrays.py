@@ -68,6 +68,14 @@ class Stats(ImageSpec):
     test_files: list[str] | None = None
 
 
+@dataclass(frozen=True)
+class HeatMaps:
+    """Heat maps of some images: `indices` int64 [M] of the images, and `heat` uint8 [M, h, w], from 0 to 255."""
+
+    indices: np.ndarray
+    heat: np.ndarray
+
+
 def write_raw(directory: Path, train: Split, test: Split, classes: Sequence[str]) -> None:
     """Write the output of the download stage."""
     with atomic_directory(directory) as folder:
@@ -147,6 +155,28 @@ def read_split(
             f"{path}: has the label {labels.max()}, but there are {classes} classes; delete it and run `dvc repro`"
         )
     return Split(images, labels)
+
+
+def write_heat_maps(directory: Path, heat_maps: HeatMaps) -> None:
+    """Write heat maps as two files."""
+    _save_array(directory / "heat_map_indices.npy", heat_maps.indices)
+    _save_array(directory / "heat_maps.npy", heat_maps.heat)
+
+
+def read_heat_maps(directory: Path, num_images: int) -> HeatMaps:
+    """Read the heat maps of some of `num_images` images.
+
+    Raises:
+        UserError: a file is missing or damaged, or they do not match.
+    """
+    path = directory / "heat_map_indices.npy"
+    indices = _load_array(path, False, np.int64)
+    heat = _load_array(directory / "heat_maps.npy", False, np.uint8)
+    if indices.ndim != 1 or heat.ndim != 3 or len(indices) != len(heat) or 0 in heat.shape[1:]:
+        raise UserError(f"{path}: does not match heat_maps.npy; delete both and run `dvc repro`")
+    if len(indices) and not 0 <= indices.min() <= indices.max() < num_images:
+        raise UserError(f"{path}: names images that do not exist; delete it and run `dvc repro`")
+    return HeatMaps(indices, heat)
 
 
 def evenly_spaced(total: int, count: int) -> np.ndarray:

@@ -5,6 +5,7 @@ The alias `challenger` is the newest version, `champion` the best one.
 
 import json
 import re
+import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -33,6 +34,15 @@ def log_model(client: MlflowClient, run_id: str, name: str, path: Path) -> None:
     (path / "MLmodel").write_text(yaml.safe_dump(document), encoding="utf-8")
     client.log_model_artifacts(model_id, str(path))
     client.finalize_logged_model(model_id, "READY")
+
+
+def log_model_card(client: MlflowClient, model_id: str, text: str) -> None:
+    """Add a Markdown text to a logged model as README.md, and as the description of its versions in the registry."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "README.md").write_text(text, encoding="utf-8")
+        client.log_model_artifacts(model_id, folder)
+    for version in client.search_model_versions(f"source_path = 'models:/{model_id}'"):
+        client.update_model_version(version.name, version.version, text)
 
 
 def find_model(client: MlflowClient, run_id: str) -> str | None:

@@ -77,6 +77,11 @@ class Run:
             except Exception as error:  # models/ has the model all the same
                 warn("MLflow", textwrap.shorten(f"the model cannot be exported and is not logged ({error})", 250))
 
+    def log_model_card(self, text: str) -> None:
+        """Add a Markdown text to the logged model as README.md, and as the description of its registered version."""
+        if self.spool:
+            self.spool.put({"model_card": text})
+
     def register_model(self, val_accuracy: float | None) -> None:
         """Register the logged model; `val_accuracy`, in [0, 1], is None if there are no validation images."""
         if self.spool and self.version_tags is not None:

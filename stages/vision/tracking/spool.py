@@ -26,7 +26,7 @@ from vision.pipeline.messages import warn
 from vision.pipeline.paths import ROOT, main_root
 from vision.storage.atomic import atomic_write
 from vision.tracking import store
-from vision.tracking.registry import find_model, log_model, register
+from vision.tracking.registry import find_model, log_model, log_model_card, register
 
 LogCall = dict[str, Any]
 """A call that logs something to a run, as JSON; `_send` lists the kinds."""
@@ -182,6 +182,9 @@ def _send(client: MlflowClient, run_id: str, call: LogCall, path: Path | None) -
             if model_id := find_model(client, run_id):
                 experiment = client.get_experiment(client.get_run(run_id).info.experiment_id)
                 register(client, experiment.name, model_id, tags)
+        case {"model_card": text}:
+            if model_id := find_model(client, run_id):
+                log_model_card(client, model_id, text)
         case {"status": status, "time": time}:
             client.set_terminated(run_id, status, time)
         case _:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from striped_model import CLASSES, write_striped
 from vision.pipeline.errors import UserError
 from vision.prediction.export import export_model
-from vision.prediction.mlflow_format import save_mlflow_model
+from vision.prediction.mlflow_format import ModelSettings, save_mlflow_model
 from vision.prediction.onnx_network import OnnxNetwork
 from vision.prediction.predictor import ModelSource, Predictor, find_model, load_predictor
 from vision.storage.arrays import read_split
@@ -134,7 +134,7 @@ def test_a_file_that_does_not_agree_is_not_written(file_format: str, tmp_path: P
 @pytest.mark.slow
 def test_a_model_from_mlflow_can_be_exported(predictor: Predictor, tmp_path: Path) -> None:
     images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), dtype=np.uint8)
-    save_mlflow_model(tmp_path / "saved", predictor.network, images, CLASSES)
+    save_mlflow_model(tmp_path / "saved", predictor.network, images, ModelSettings(CLASSES, 0.5))
     loaded = make_predictor(mlflow.pytorch.load_model(tmp_path / "saved"))
     for file_format in ("onnx", "pt2"):
         export_model(loaded, file_format, tmp_path / f"model.{file_format}", tmp_path)

@@ -28,7 +28,10 @@ def rows_in(folder: Path, count: int) -> list[Prediction]:
     """Predictions of images; one has a name that is markup, and one is not there any more."""
     names = [f"{number}.png" for number in range(count)]
     names[1] = f"{HOSTILE.replace('/', '')}.png"
-    rows = [Prediction(str(folder / name), CLASSES[number % 3], number / count) for number, name in enumerate(names)]
+    rows = [
+        Prediction(str(folder / name), CLASSES[number % 3], number / count, unknown=False)
+        for number, name in enumerate(names)
+    ]
     for number, row in enumerate(rows):
         Image.new("RGB", (40, 30), (number % 256, 0, 0)).save(row.image)
     Path(rows[2].image).unlink()
@@ -54,7 +57,7 @@ def test_the_page_has_all_images_and_nothing_from_elsewhere(page: Path) -> None:
     assert "evenly spaced" not in text
     assert not re.search(r"(src|href)=\"(?!data:)|url\(|@import|https?:", text)
     data = read_data(page)
-    assert data["classes"] == CLASSES
+    assert data["classes"] == [*CLASSES, "unknown"]
     assert len(data["images"]) == 450
     assert data["images"][2][3] == ""
     assert "never" not in re.sub(r"<script.*?</script>", "", text, flags=re.S)
@@ -68,6 +71,15 @@ def test_of_many_images_the_page_shows_evenly_spaced_ones(tmp_path: Path, monkey
     assert [image[0] for image in read_data(tmp_path / "page.html")["images"]] == [
         rows[index].image for index in (0, 10, 20, 30, 40)
     ]
+
+
+def test_unknown_images_are_a_class_of_their_own(tmp_path: Path) -> None:
+    rows = rows_in(tmp_path, 6)
+    rows[4] = rows[4]._replace(unknown=True)
+    write_page(tmp_path / "page.html", rows, PREDICTOR)
+    data = read_data(tmp_path / "page.html")
+    assert [data["classes"][image[1]] for image in data["images"]] == [*CLASSES[:3], CLASSES[0], "unknown", CLASSES[2]]  # type: ignore[call-overload]
+    assert "unknown<small>1</small>" in (tmp_path / "page.html").read_text()
 
 
 def test_a_page_without_images(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import nn
 
 from vision.pipeline.paths import ROOT
-from vision.prediction.mlflow_format import save_mlflow_model
+from vision.prediction.mlflow_format import ModelSettings, save_mlflow_model
 
 CLASSES = ["cat", "dog", "frog"]
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
@@ -42,11 +42,13 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a model in MLflow's format, and with images and the network's own probabilities."""
     folder = tmp_path_factory.mktemp("saved")
     network = Net().eval()
-    save_mlflow_model(folder / "model", network, IMAGES, CLASSES)
+    with torch.inference_mode():
+        expected = network(torch.tensor(IMAGES)).numpy()
+    settings = ModelSettings(CLASSES, float(np.median(expected.max(1))) + 1e-5)  # three of the five are unknown
+    save_mlflow_model(folder / "model", network, IMAGES, settings)
     (folder / "temporary").mkdir()
     np.save(folder / "images.npy", IMAGES)
-    with torch.inference_mode():
-        np.save(folder / "expected.npy", network(torch.tensor(IMAGES)).numpy())
+    np.save(folder / "expected.npy", expected)
     for number, pixels in enumerate(IMAGES):
         Image.fromarray(pixels).save(folder / f"{number}.png")
     return folder
@@ -69,10 +71,11 @@ network, model = mlflow.pytorch.load_model("model"), mlflow.pyfunc.load_model("m
 for count in (1, 2, 5):
     np.testing.assert_allclose(network(torch.tensor(images[:count])).detach(), expected[:count], atol=1e-6)
     table = model.predict(pd.DataFrame({"image": files[:count]}))
-    assert list(table) == ["class", "probability", "p_cat", "p_dog", "p_frog", "error"]
+    assert list(table) == ["class", "probability", "unknown", "p_cat", "p_dog", "p_frog", "error"]
     np.testing.assert_allclose(table[["p_cat", "p_dog", "p_frog"]], expected[:count], atol=1e-6)
     np.testing.assert_allclose(table["probability"], expected[:count].max(1), atol=1e-6)
     assert list(table["class"]) == [["cat", "dog", "frog"][i] for i in expected[:count].argmax(1)]
+    assert list(table["unknown"]) == list(expected[:count].max(1) < np.median(expected.max(1)) + 1e-5)
     assert table["error"].isna().all()
 broken = model.predict(pd.DataFrame({"image": [files[0], b"text", files[1][:99]]}))
 np.testing.assert_allclose(broken.loc[0, ["p_cat", "p_dog", "p_frog"]].astype(float), expected[0], atol=1e-6)
@@ -86,7 +89,7 @@ print(model.metadata.metadata)
 def test_the_model_loads_elsewhere_for_any_batch_size_without_this_code_or_pickle(saved: Path) -> None:
     errors, metadata = run(saved, LOAD, MLFLOW_ALLOW_PICKLE_DESERIALIZATION="false").splitlines()
     assert errors.startswith("['not an image, or truncated at its beginning', '")
-    assert metadata == str({"classes": CLASSES, "image_shape": [32, 32, 3]})
+    assert metadata.startswith(str({"classes": CLASSES, "image_shape": [32, 32, 3]})[:-1] + ", 'min_confidence': 0.")
 
 
 def test_the_files_of_a_model(saved: Path) -> None:
@@ -99,7 +102,7 @@ def test_the_files_of_a_model(saved: Path) -> None:
     signature = yaml.safe_load((model / "MLmodel").read_text())["signature"]
     assert json.loads(signature["inputs"]) == [{"type": "binary", "name": "image", "required": True}]
     names_of_columns = [column["name"] for column in json.loads(signature["outputs"])]
-    assert names_of_columns == ["class", "probability", "p_cat", "p_dog", "p_frog", "error"]
+    assert names_of_columns == ["class", "probability", "unknown", "p_cat", "p_dog", "p_frog", "error"]
 
 
 SAVE = """
@@ -107,11 +110,11 @@ import os, sys, tempfile
 from pathlib import Path
 from typing import Any
 import numpy as np, torch
-from vision.prediction.mlflow_format import save_mlflow_model
+from vision.prediction.mlflow_format import ModelSettings, save_mlflow_model
 class Net(torch.nn.Module):
     def forward(self, images):
         return images.flatten(1)[:, :2].float().softmax(1)
-save_mlflow_model(Path("small"), Net().eval(), np.zeros((2, 8, 8, 3), np.uint8), ["cat", "dog"])
+save_mlflow_model(Path("small"), Net().eval(), np.zeros((2, 8, 8, 3), np.uint8), ModelSettings(["cat", "dog"], None))
 assert not {"TORCHINDUCTOR_CACHE_DIR", "MLFLOW_UV_AUTO_DETECT"} & set(os.environ)
 print(os.listdir(tempfile.gettempdir()))
 """
@@ -162,7 +165,7 @@ def test_mlflows_own_server_takes_base64(saved: Path) -> None:
     assert [first[f"p_{name}"] for name in CLASSES] == pytest.approx(expected.tolist(), abs=1e-6)
     assert first["error"] is None
     assert second["error"].startswith("not an image")
-    assert {second[name] for name in ("class", "probability", "p_cat", "p_dog", "p_frog")} == {None}
+    assert {second[name] for name in ("class", "probability", "unknown", "p_cat", "p_dog", "p_frog")} == {None}
 
 
 def test_the_input_example_is_an_image(saved: Path) -> None:

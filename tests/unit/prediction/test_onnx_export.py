@@ -15,7 +15,7 @@ from vision.prediction.onnx_export import export_onnx, fold_batch_norm, model_me
 from vision.prediction.onnx_network import OnnxNetwork
 
 CLASSES = ["cat", "dog", "frog"]
-METADATA = model_metadata(CLASSES, "models")
+METADATA = model_metadata(CLASSES, 0.5, "models")
 IMAGES = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), dtype=np.uint8)
 PLAIN = load_params().model.plain_cnn.model_dump()
 

@@ -10,7 +10,7 @@ from torch import nn
 from vision.artifacts.trained_model import ModelConfig, build_model, save_model
 from vision.pipeline.errors import UserError
 from vision.pipeline.params import Tracking, load_params
-from vision.prediction.mlflow_format import save_mlflow_model
+from vision.prediction.mlflow_format import ModelSettings, save_mlflow_model
 from vision.prediction.predictor import find_model, load_predictor
 from vision.storage.arrays import Stats
 from vision.tracking import mlflow_run
@@ -68,7 +68,7 @@ def test_models_in_mlflow(models: Path, expected: np.ndarray, monkeypatch: pytes
     network = load_predictor(find_model(str(models))).network
     stats = Stats(CLASSES, [32, 32, 3], [0.5] * 3, [0.25] * 3, split_digest="ab" * 32)
     with mlflow_run.training_run(load_params().model_copy(update={"tracking": ON}), stats) as run:
-        run.log_model(lambda path: save_mlflow_model(path, network, IMAGES[:2], CLASSES))
+        run.log_model(lambda path: save_mlflow_model(path, network, IMAGES[:2], ModelSettings(CLASSES, 0.5)))
         run.register_model(0.75)
     run_id = run.record["mlflow"]["run_id"]
     found = {

@@ -26,7 +26,7 @@ from torch import nn
 from vision.pipeline.errors import UserError
 from vision.pipeline.params import Params, Tracking, load_params
 from vision.pipeline.paths import ROOT
-from vision.prediction.mlflow_format import save_mlflow_model
+from vision.prediction.mlflow_format import ModelSettings, save_mlflow_model
 from vision.storage.arrays import Stats
 from vision.tracking import mlflow_run, provenance
 from vision.tracking import spool as spool_module
@@ -65,7 +65,7 @@ def created(tmp_path_factory: pytest.TempPathFactory) -> Path:
         with mlflow_run.training_run(params(), STATS) as run:
             for epoch in range(1, 4):
                 run.log_metrics(ROW | {"train/loss": 1 / epoch}, epoch)
-            run.log_model(lambda path: save_mlflow_model(path, model, images, STATS.classes))
+            run.log_model(lambda path: save_mlflow_model(path, model, images, ModelSettings(STATS.classes, 0.5)))
             run.register_model(0.75)
             run.log_metrics({"best_epoch": 3})
         with mlflow_run.resumed_run(ON, run.record) as resumed:
@@ -74,6 +74,7 @@ def created(tmp_path_factory: pytest.TempPathFactory) -> Path:
             resumed.set_tags({"evaluate": {"views": "flip", "batch_size": 10}})
             resumed.log_figure("confusion", figure)
             resumed.log_artifact(folder / "index.html", "report")
+            resumed.log_model_card("# A card")
     np.save(folder / "images.npy", images)
     with torch.inference_mode():
         np.save(folder / "expected.npy", model(torch.tensor(images)).numpy())
@@ -184,6 +185,16 @@ def test_the_model_carries_its_figures(store: Path) -> None:
     assert outputs is not None
     metrics = client(store).get_logged_model(outputs.model_outputs[0].model_id).metrics or []
     assert {metric.key: metric.value for metric in metrics} == {"best_epoch": 3, "test_accuracy": 0.75}
+
+
+def test_the_model_card_is_the_readme_of_the_model_and_describes_its_version(store: Path) -> None:
+    outputs = stored(store, record_of(store)).outputs
+    assert outputs is not None
+    model = f"models:/{outputs.model_outputs[0].model_id}"
+    location = client(store).get_logged_model(outputs.model_outputs[0].model_id).artifact_location
+    assert Path(location.removeprefix("file://"), "README.md").read_text() == "# A card"
+    (version,) = [one for one in client(store).search_model_versions() if one.source == model]
+    assert version.description == "# A card"
 
 
 def test_an_older_experiment_becomes_one_of_model_training(store: Path) -> None:

@@ -30,7 +30,7 @@ from servers import MlflowServer, mlflow_server
 from vision.pipeline.errors import UserError
 from vision.pipeline.params import Params, Tracking, load_params
 from vision.pipeline.paths import ROOT
-from vision.prediction.mlflow_format import save_mlflow_model
+from vision.prediction.mlflow_format import ModelSettings, save_mlflow_model
 from vision.storage.arrays import Stats
 from vision.tracking import mlflow_run, spool, store
 from vision.tracking.run import Run
@@ -79,7 +79,7 @@ def log_epoch(run: Run, number: int) -> None:
 
 def log_the_end(run: Run) -> None:
     """What a training logs after its last epoch."""
-    run.log_model(lambda path: save_mlflow_model(path, Net().eval(), IMAGES, STATS.classes))
+    run.log_model(lambda path: save_mlflow_model(path, Net().eval(), IMAGES, ModelSettings(STATS.classes, 0.5)))
     run.log_metrics({"best_epoch": 4})
     run.register_model(0.75)
     run.set_tags({"ended": "finished"})
@@ -494,7 +494,7 @@ def test_a_run_has_one_model_wherever_its_logging_was_killed(root: Path) -> None
     with mlflow_run.training_run(params(), STATS) as run:
         pass
     uri, run_id = store.tracking_uri(), run.record["mlflow"]["run_id"]
-    save_mlflow_model(root / "model", Net().eval(), IMAGES, STATS.classes)
+    save_mlflow_model(root / "model", Net().eval(), IMAGES, ModelSettings(STATS.classes, 0.5))
     for call in ("log_outputs", "finalize_logged_model", "set_registered_model_alias"):
         command = [sys.executable, "-c", KILLED, uri, run_id, str(root / "model"), call]
         assert subprocess.run(command, cwd=ROOT / "stages").returncode == -signal.SIGKILL
