@@ -18,11 +18,12 @@ from vision.core.config import TTAConfig
 from vision.core.models.classifier import Classifier
 from vision.core.temperature import fit_temperature
 from vision.evaluation import scores
-from vision.evaluation.heat_maps import grad_cam
+from vision.evaluation.corruptions.scoring import find_source, mean_accuracy, score_corruptions
+from vision.evaluation.heat_maps import explain_mistakes
 from vision.evaluation.prediction_sets import prediction_sets
 from vision.pipeline.device import set_up_device
 from vision.pipeline.errors import UserError
-from vision.pipeline.metrics_schemas import RunRecord, TestMetrics
+from vision.pipeline.metrics_schemas import CorruptionScore, RunRecord, TestMetrics
 from vision.pipeline.params import load_params
 from vision.pipeline.paths import ROOT
 from vision.pipeline.progress import bar
@@ -31,15 +32,13 @@ from vision.storage import arrays, atomic, tables
 from vision.storage.arrays import HeatMaps, Split, Stats
 from vision.tracking import mlflow_run
 
-MAX_HEAT_MAPS = 500
-"""As many mistakes as the report can show."""
-
 
 def main() -> None:
-    """Read models/ and data/processed; write data/predictions, metrics/test.json and four tables in metrics/."""
+    """Read models/ and data/processed; write data/predictions, metrics/test.json and five tables in metrics/."""
     params = load_params()
     record = tables.read_json(ROOT / "metrics/run.json", RunRecord).model_dump()
     model, min_confidence, stats, val, test = read_model_and_data()
+    corrupted = find_source(params.evaluate.corruptions, test, stats.classes)
     device, dtype = set_up_device(params.train)
     share_cores()
 
@@ -51,13 +50,14 @@ def main() -> None:
         seconds = time.perf_counter() - started
         val_logits = predict_with_progress(model, val.images, config, "validation") if len(val.labels) else None
         predictions = calibrate(model, val_logits, test_logits, val.labels, config)
+        corruptions = score_corruptions(model, corrupted, test.labels, config) if corrupted else []
 
-        metrics = collect_metrics(test.labels, predictions, min_confidence)
+        metrics = collect_metrics(test.labels, predictions, min_confidence, corruptions)
         tables.write_json(ROOT / "metrics/test.json", metrics)
-        mistakes = find_mistakes(test.labels, predictions.probabilities)
-        heat_maps = explain_with_progress(model, test.images[mistakes], predictions.probabilities[mistakes].argmax(1))
-        write_predictions(test.labels, predictions, stats, HeatMaps(mistakes, heat_maps))
+        heat_maps = explain_mistakes(model, test.images, test.labels, predictions.probabilities)
+        write_predictions(test.labels, predictions, stats, heat_maps)
         write_tables(test.labels, predictions, stats.classes)
+        tables.write_rows(ROOT / "metrics/corruptions.csv", corruptions, CorruptionScore)
         run.set_tags({"evaluate": params.evaluate.model_dump()})
         scored = metrics.model_dump(exclude_none=True)
         logged = {**scored, "seconds": seconds, "images_per_s": len(test.labels) / seconds}
@@ -160,7 +160,12 @@ def to_probabilities(logits: torch.Tensor) -> np.ndarray:
     return logits.softmax(1).cpu().numpy()
 
 
-def collect_metrics(labels: np.ndarray, predictions: Predictions, min_confidence: float | None) -> TestMetrics:
+def collect_metrics(
+    labels: np.ndarray,
+    predictions: Predictions,
+    min_confidence: float | None,
+    corruptions: list[CorruptionScore],
+) -> TestMetrics:
     """Compute metrics/test.json. An image whose highest probability is below `min_confidence` is unknown."""
     calibration: dict[str, float] = {}
     if predictions.temperature is not None and predictions.sets is not None:
@@ -178,24 +183,8 @@ def collect_metrics(labels: np.ndarray, predictions: Predictions, min_confidence
         **calibration,
         accuracy_one_view=float((one_view.argmax(1) == labels).mean()),
         calibration_error_one_view=scores.calibration_error(scores.calibration(labels, one_view)),
+        **({"corrupted_accuracy": mean_accuracy(corruptions)} if corruptions else {}),
     )
-
-
-def find_mistakes(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    """Return the indices of the misclassified images, the most confident first, at most `MAX_HEAT_MAPS`."""
-    errors = np.flatnonzero(probabilities.argmax(1) != labels)
-    return errors[np.argsort(-probabilities[errors].max(1), kind="stable")][:MAX_HEAT_MAPS]
-
-
-def explain_with_progress(model: Classifier, images: np.ndarray, classes: np.ndarray) -> np.ndarray:
-    """Compute heat maps of images, uint8 [N, H, W, C], for `classes`, int [N]: uint8 [N, h, w], from 0 to 255."""
-    if not len(images):
-        return np.zeros((0, 1, 1), np.uint8)
-    device = model.temperature.device
-    with bar(total=len(images), unit=" images", description="evaluate: heat maps") as progress_bar:
-        on_device, targets = torch.from_numpy(images).to(device), torch.from_numpy(classes).to(device)
-        heat = grad_cam(model, on_device, targets, progress_bar.update)
-    return (255 * heat).round().to(torch.uint8).numpy()
 
 
 def write_predictions(labels: np.ndarray, predictions: Predictions, stats: Stats, heat_maps: HeatMaps) -> None:

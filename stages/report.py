@@ -35,7 +35,7 @@ def main() -> None:
         run.log_artifact(file, "report")
         run.log_artifact(card_file, "report")
         run.log_model_card(card)
-        for table in ("history", "confusion_matrix", "per_class", "calibration", "calibration_before"):
+        for table in ("history", "confusion_matrix", "per_class", "calibration", "calibration_before", "corruptions"):
             run.log_artifact(ROOT / "metrics" / f"{table}.csv", "metrics")
         run.log_metrics({"report_peak_memory_mib": peak_memory()})
     if main_root(ROOT) == ROOT:

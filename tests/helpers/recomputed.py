@@ -5,6 +5,7 @@ float64, but none of the project's code.
 """
 
 import csv
+import io
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -18,6 +19,7 @@ import sklearn.metrics
 import torch
 import torch.nn.functional as F
 import yaml
+from PIL import Image
 from torch import Tensor
 
 Figure = bool | int | float
@@ -61,9 +63,10 @@ def reported(root: Path) -> Figures:
         else:
             for number, row in enumerate(_table(path)):
                 named = list(row.items())
-                # The first column holds the name of the row, in tables that have names.
-                title = named[0][1] if path.stem in ("confusion_matrix", "per_class") else str(number)
-                cells = named[1:] if title == named[0][1] else named
+                # The first columns hold the name of the row, in tables that have names.
+                names = {"confusion_matrix": 1, "per_class": 1, "corruptions": 2}.get(path.stem, 0)
+                title = " ".join(name for _, name in named[:names]) if names else str(number)
+                cells = named[names:]
                 figures |= {f"{path.name}: {title}: {column}": float(cell) for column, cell in cells if cell}
     return figures
 
@@ -88,6 +91,7 @@ def expected(root: Path) -> dict[str, Any]:
     return {
         **_dataset(root),
         **_test(root, network, params["evaluate"]),
+        **_corruptions(root, network),
         **_history(history, params["train"], _count(root, "train")),
         **_train(root, network, params["train"], history),
     }
@@ -216,6 +220,36 @@ def _test(root: Path, network: "Network", evaluate: dict[str, Any]) -> dict[str,
             for column, value in row.items()
         },
     }
+
+
+def _corruptions(root: Path, network: "Network") -> dict[str, Any]:
+    """The mean accuracy on corrupted images, and the accuracies for the corruptions that have a short formula."""
+    rows = _table(root / "metrics/corruptions.csv")
+    if not rows:
+        return {}
+    images = np.load(root / "data/processed/test_images.npy")
+    labels = _labels(root, "test").astype(int)
+    mean = images.mean((1, 2), keepdims=True)
+    contrast = {"1": 0.75, "2": 0.5, "3": 0.4, "4": 0.3, "5": 0.15}
+    expected: dict[str, Any] = {"test.json: corrupted_accuracy": np.mean([float(row["accuracy"]) for row in rows])}
+    for row in rows:
+        title = f"corruptions.csv: {row['corruption']} {row['severity']}"
+        expected[f"{title}: images"] = len(images)
+        expected[f"{title}: accuracy"] = Plausible("train_accuracy", len(images))
+        if row["corruption"] == "contrast":
+            corrupted = np.rint(mean + contrast[row["severity"]] * (images - mean)).astype(np.uint8)
+        elif row["corruption"] == "jpeg_compression":
+            corrupted = np.stack([_as_jpeg(image, (80, 65, 58, 50, 40)[int(row["severity"]) - 1]) for image in images])
+        else:
+            continue
+        expected[f"{title}: accuracy"] = network.accuracy(network.logits(corrupted), labels)
+    return expected
+
+
+def _as_jpeg(image: np.ndarray, quality: int) -> np.ndarray:
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "JPEG", quality=quality)
+    return np.asarray(Image.open(file))
 
 
 def _calibration(confidence: np.ndarray, hits: np.ndarray) -> tuple[list[dict[str, float]], float]:

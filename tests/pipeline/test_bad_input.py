@@ -262,6 +262,7 @@ JSON += [
 
 HISTORY, CONFUSION, PER_CLASS, CALIBRATION = (f"metrics/{name}.csv" for name in ("history", "confusion_matrix", "per_class", "calibration"))  # fmt: skip
 PREDICTIONS = "data/predictions/test.csv"
+CORRUPTIONS = "metrics/corruptions.csv"
 UNFIT = "{} does not match data/predictions/test.csv; run `dvc repro -f evaluate`"
 
 
@@ -309,6 +310,11 @@ TABLES += [
     ("per_class.csv, half an image", "report", cell(PER_CLASS, 2, 6, "0.5"), f"ROOT/{PER_CLASS}: line 2: images: must be a valid integer, * (got '0.5'){DAMAGED}"),
     ("calibration.csv, a confidence above 1", "report", cell(CALIBRATION, 2, 3, "2"), f"ROOT/{CALIBRATION}: line 2: confidence: must be less than or equal to 1 (got '2'){DAMAGED}"),
     ("calibration_before.csv, more images", "report", cell("metrics/calibration_before.csv", 2, 2, "999"), UNFIT.format("metrics/calibration_before.csv:")),
+    ("corruptions.csv, missing", "report", remove(CORRUPTIONS), f"ROOT/{CORRUPTIONS}: not found; `dvc repro` makes it"),
+    ("corruptions.csv, empty", "report", write(CORRUPTIONS, ""), f"ROOT/{CORRUPTIONS}: has no rows; delete it and run `dvc repro`"),
+    ("corruptions.csv, a row although it is off", "report", write(CORRUPTIONS, "corruption,severity,images,accuracy\nfog,1,100,0.5\n"), "metrics/corruptions.csv: does not match metrics/test.json; run `dvc repro -f evaluate`"),
+    ("corruptions.csv, a severity of 6", "report", write(CORRUPTIONS, "corruption,severity,images,accuracy\nfog,6,100,0.5\n"), f"ROOT/{CORRUPTIONS}: line 2: severity: must be less than or equal to 5 (got '6'){DAMAGED}"),
+    ("corruptions in no folder", "evaluate", set_params(evaluate={"corruptions": "nowhere"}), "ROOT/nowhere/labels.npy: not found; evaluate.corruptions must be the folder of CIFAR-10-C"),
     ("calibration.csv, no images", "report", cell(CALIBRATION, 2, 2, "0"), f"ROOT/{CALIBRATION}: line 2: images: must be greater than or equal to 1 (got '0'){DAMAGED}"),
     ("calibration.csv, more images", "report", cell(CALIBRATION, 2, 2, "999"), UNFIT.format("metrics/calibration.csv:")),
     ("test.csv, no such class", "report", cell(PREDICTIONS, 2, 1, "cow"), f"ROOT/{PREDICTIONS}: damaged, or of other classes ('cow'); delete it and run `dvc repro`"),

@@ -175,7 +175,7 @@ def test_a_disk_that_becomes_full_at_any_point(on_a_small_disk: Project, stages:
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("every", [6, pytest.param(1, marks=pytest.mark.soak)])
 def test_killed_when_a_file_is_about_to_get_its_name(every: int, tmp_path: Path) -> None:
-    """Kill each stage before its first file gets its name, and before each sixth file after it (in the soak, each file)."""
+    """Kill each stage before its first file gets its name, then before each sixth one. In the soak, before each."""
     project = clone(tmp_path)
     found = []
     for stage in STAGES:

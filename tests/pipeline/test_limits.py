@@ -54,7 +54,15 @@ RULES = {
     "train.augment.color_jitter": st.tuples(*[st.floats(0, 1000)] * 3, st.floats(0, 0.5)).map(list),
     "search.space": st.just(BASE["search"]["space"]),
 }
-ON_ONE_LINE = ("download.source", "model.weights", "report.title", "report.intended_use", "report.license", "tracking.experiment")
+ON_ONE_LINE = (
+    "download.source",
+    "model.weights",
+    "evaluate.corruptions",
+    "report.title",
+    "report.intended_use",
+    "report.license",
+    "tracking.experiment",
+)
 
 
 def inside(name: str) -> st.SearchStrategy[Any]:

@@ -205,6 +205,27 @@ def test_only_code_that_makes_outputs_is_a_dependency(project: Project) -> None:
     assert outdated(project) == set()
 
 
+def test_corrupted_images_are_scored_if_they_are_on(project: Project) -> None:
+    assert project.table("metrics/corruptions.csv") == []
+    assert "corrupted_accuracy" not in project.json("metrics/test.json")
+    assert "Corrupted images" not in (project.root / "report/index.html").read_text()
+    project.set(evaluate={"corruptions": True})
+    output = project.run("dvc", "repro")
+    assert running(output) == ["evaluate", "report"]
+    rows = project.table("metrics/corruptions.csv")
+    assert len(rows) == 75
+    mean = project.json("metrics/test.json")["corrupted_accuracy"]
+    assert 0.3 < mean < project.json("metrics/test.json")["accuracy_one_view"]
+    assert recomputed.differences(recomputed.reported(project.root), recomputed.expected(project.root)) == []
+    assert f"The mean accuracy is {mean:.2%}" in (project.root / "report/index.html").read_text()
+    (run,) = runs(project)
+    assert run.data.metrics["test_corrupted_accuracy"] == mean
+    client = MlflowClient(f"sqlite:///{project.root / 'mlflow.db'}")
+    assert "metrics/corruptions.csv" in {file.path for file in client.list_artifacts(run.info.run_id, "metrics")}
+    project.run("git", "checkout", "--quiet", ".")
+    project.run("dvc", "checkout")
+
+
 @pytest.mark.slow
 def test_an_experiment_retrains_evaluates_and_reports_and_nothing_else(project: Project) -> None:
     output = project.run("dvc", "exp", "run", "--name", "slow", "-S", "train.lr=0.01")

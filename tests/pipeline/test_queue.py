@@ -145,7 +145,7 @@ def test_from_a_run_in_mlflow_back_to_its_files_and_to_the_same_model_again(
     again, *_ = runs(client, order_by=["attributes.start_time DESC"])
     assert again.info.run_id == project.json("metrics/run.json")["mlflow"]["run_id"] != run.info.run_id
     assert project.output_hashes("train", "evaluate") == made
-    assert len(made) == 10
+    assert len(made) == 11
 
 
 def assert_same_weights(client: MlflowClient, run: Run, file: Path) -> None:

@@ -22,6 +22,7 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 from browser import chromium, open_report
 from vision.datasets.sample_grid import sample_grid
+from vision.evaluation.corruptions.table import CORRUPTIONS
 from vision.evaluation.scores import summarize
 from vision.pipeline.errors import UserError
 from vision.pipeline.params import load_params
@@ -46,11 +47,12 @@ def make_project(
     right: float = 0.9,
     mlflow: bool = True,
     images: tuple[np.ndarray, np.ndarray] | None = None,
+    corrupted: bool = False,
 ) -> Path:
     """Make a folder as the other stages leave it: the code, params.yaml, and files that match one another.
 
     The predictions are random; `right` is the share of correct ones. `images` are test images and their labels; colored
-    noise by default.
+    noise by default. `corrupted` adds accuracies on corrupted images.
     """
     rng = np.random.default_rng(0)
     root.mkdir(parents=True, exist_ok=True)
@@ -117,6 +119,12 @@ def make_project(
         tables.write_csv(
             metrics / f"{name}.csv", ["confidence_from", "confidence_to", "images", "confidence", "accuracy"], bins
         )
+    drawn = rng.random(75 if corrupted else 0).tolist()
+    tables.write_csv(
+        metrics / "corruptions.csv",
+        ["corruption", "severity", "images", "accuracy"],
+        [(list(CORRUPTIONS)[i // 5], i % 5 + 1, test, accuracy) for i, accuracy in enumerate(drawn)],
+    )
     calibrated = {
         "calibration_error_before": 0.0987,
         "temperature": 0.543,
@@ -131,6 +139,7 @@ def make_project(
             **(calibrated if val else {}),
             "accuracy_one_view": float(hits.mean()) * 0.99,
             "calibration_error_one_view": 0.0123,
+            **({"corrupted_accuracy": float(np.mean(drawn))} if corrupted else {}),
         },
     )
     progress = np.linspace(0.5, 1, epochs)
@@ -307,6 +316,23 @@ def test_bins_of_confidence_are_those_of_the_file(project: Path, page: str) -> N
     assert [row[1:] for row in table_of(page, "Test images by confidence")[1:]] == [
         [row["images"], f"{float(row['confidence']):.1%}", f"{float(row['accuracy']):.1%}"] for row in rows
     ]
+
+
+def test_accuracies_on_corrupted_images_are_those_of_the_file(tmp_path: Path, page: str) -> None:
+    project = make_project(tmp_path / "corrupted", corrupted=True)
+    rows = tables.read_csv(project / "metrics" / "corruptions.csv")
+    test = json.loads((project / "metrics" / "test.json").read_text())
+    corrupted = page_of(project)
+    header, *found = table_of(corrupted, "Accuracy by severity")
+    assert header == ["Corruption", "1", "2", "3", "4", "5"]
+    assert found == [
+        [name.replace("_", " "), *(f"{float(row['accuracy']):.1%}" for row in rows if row["corruption"] == name)]
+        for name in CORRUPTIONS
+    ]
+    mean, clean = test["corrupted_accuracy"], test["accuracy_one_view"]
+    assert f"The mean accuracy is {mean:.2%}; without corruption it is {clean:.2%}." in text_of(corrupted)
+    assert "Corrupted images" not in text_of(page)
+    assert corrupted.count('class="chart"') == page.count('class="chart"') + 1
 
 
 def test_most_confident_mistakes_come_first(project: Path, page: str) -> None:

@@ -92,7 +92,7 @@ def test_it_goes_on_and_ends_as_if_nothing_had_been(uninterrupted: Project, kill
 
     made = uninterrupted.output_hashes("train", "evaluate")
     assert killed.output_hashes("train", "evaluate") == made
-    assert len(made) == 10
+    assert len(made) == 11
     client = MlflowClient(f"sqlite:///{killed.root / 'mlflow.db'}")
     (run,) = client.search_runs([client.get_experiment_by_name("cifar10").experiment_id])  # type: ignore[union-attr]
     assert run.info.run_id == killed.json("metrics/run.json")["mlflow"]["run_id"]

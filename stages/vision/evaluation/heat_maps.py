@@ -6,13 +6,44 @@ one would only look more exact.
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from captum.attr import LayerGradCam
 from torch import Tensor, nn
 
+from vision.core.models.classifier import Classifier
+from vision.pipeline.progress import bar
+from vision.storage.arrays import HeatMaps
+
+MAX_HEAT_MAPS = 500
+"""As many mistakes as the report can show."""
 _MIN_SIDE = 7
 """Rows and columns that a feature map should have. Grad-CAM was introduced for maps of 14x14 or 7x7."""
 _BATCH_SIZE = 100
+
+
+def explain_mistakes(model: Classifier, images: np.ndarray, labels: np.ndarray, probabilities: np.ndarray) -> HeatMaps:
+    """Compute a heat map of the predicted class for the most confident mistakes, with a progress bar.
+
+    Args:
+        model: in evaluation mode, on its device.
+        images: uint8 [N, H, W, C].
+        labels: integer [N], the actual classes.
+        probabilities: float [N, classes].
+
+    Returns:
+        At most `MAX_HEAT_MAPS` maps, the most confident mistake first.
+    """
+    predicted = probabilities.argmax(1)
+    errors = np.flatnonzero(predicted != labels)
+    errors = errors[np.argsort(-probabilities[errors].max(1), kind="stable")][:MAX_HEAT_MAPS]
+    if not len(errors):
+        return HeatMaps(errors, np.zeros((0, 1, 1), np.uint8))
+    device = model.temperature.device
+    with bar(total=len(errors), unit=" images", description="evaluate: heat maps") as progress_bar:
+        on_device, targets = (torch.from_numpy(array[errors]).to(device) for array in (images, predicted))
+        heat = grad_cam(model, on_device, targets, progress_bar.update)
+    return HeatMaps(errors, (255 * heat).round().to(torch.uint8).numpy())
 
 
 def grad_cam(

@@ -72,6 +72,7 @@ class TestMetrics(_Schema):
     logits of the views are divided by, and `calibration_error_before` is the error without it. `unknown_share` is the
     share of images whose highest probability, of one view, is below the model's `min_confidence`. All these, and the
     prediction sets, are absent if there is no validation split.
+    `corrupted_accuracy` is the mean of metrics/corruptions.csv. It is absent if `evaluate.corruptions` is off.
     """
 
     accuracy: Share
@@ -90,6 +91,7 @@ class TestMetrics(_Schema):
     unknown_share: Share | None = None
     accuracy_one_view: Share
     calibration_error_one_view: Share
+    corrupted_accuracy: Share | None = None
 
 
 class HistoryRow(_Schema):
@@ -133,6 +135,15 @@ class CalibrationBin(_Schema):
     confidence_to: Share
     images: Count
     confidence: Share
+    accuracy: Share
+
+
+class CorruptionScore(_Schema):
+    """A row of metrics/corruptions.csv: the accuracy of one view of each test image with one corruption."""
+
+    corruption: Annotated[Line, Field(pattern=r"^[a-z_]+$")]
+    severity: Annotated[int, Field(ge=1, le=5)]
+    images: Count
     accuracy: Share
 
 

@@ -227,6 +227,7 @@ class Evaluate(Section):
     batch_size: Annotated[int, Field(ge=1, le=1_000_000)]
     tta: Literal["none", "flip", "shift"]
     tta_fraction: Annotated[float, Field(ge=0, le=1)]
+    corruptions: bool | PathText
 
 
 class Report(Section):

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from vision.pipeline.formatting import shorten
-from vision.pipeline.metrics_schemas import CalibrationBin, ClassScores, HistoryRow
+from vision.pipeline.metrics_schemas import CalibrationBin, ClassScores, CorruptionScore, HistoryRow
 from vision.report.results import Results
 
 Theme = Literal["light", "dark"]
@@ -45,9 +45,9 @@ _WIDTH = 4.4  # inches; small, so that text stays legible if a phone shrinks the
 
 
 def make_charts(results: Results, theme: Theme) -> dict[str, Figure]:
-    """Draw all charts of a run, by name."""
+    """Draw all charts of a run, by name; the one of corruptions only if they are on."""
     best_epoch = results.train.best_epoch
-    return {
+    figures = {
         "loss": loss_curves(results.history, best_epoch, theme),
         "accuracy": accuracy_curves(results.history, best_epoch, theme),
         "confusion_matrix": confusion_matrix(results.confusion, results.classes, theme),
@@ -56,6 +56,9 @@ def make_charts(results: Results, theme: Theme) -> dict[str, Figure]:
             results.calibration, results.calibration_before if results.test.temperature else None, theme
         ),
     }
+    if results.corruptions:
+        figures["corruptions"] = corruption_heat_map(results.corruptions, theme)
+    return figures
 
 
 def loss_curves(history: Sequence[HistoryRow], best_epoch: int, theme: Theme = "light") -> Figure:
@@ -164,6 +167,26 @@ def calibration_curve(
     for each in (axes, counts):
         each.set_xlim(0, 102)
     _add_legend(figure, palette)
+    return figure
+
+
+def corruption_heat_map(rows: Sequence[CorruptionScore], theme: Theme = "light") -> Figure:
+    """Draw the accuracy for each corruption (row) and severity (column): color and percent.
+
+    Args:
+        rows: in the order of the corruptions, each at severity 1 to 5.
+        theme: of the page.
+    """
+    names = list(dict.fromkeys(row.corruption for row in rows))
+    percent = 100 * np.array([row.accuracy for row in rows]).reshape(len(names), -1)
+    figure, axes = _figure(theme, "Corrupted images", "Severity", "", size=(_WIDTH, 1.2 + 0.27 * len(names)))
+    axes.imshow(percent, cmap="cividis", vmin=0, vmax=100, aspect="auto")
+    axes.set_xticks(range(percent.shape[1]), [str(row.severity) for row in rows[: percent.shape[1]]])
+    axes.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
+    axes.grid(False)
+    for (row, column), value in np.ndenumerate(percent):
+        color = "white" if value < 50 else "black"
+        axes.text(column, row, f"{value:.0f}", ha="center", va="center", color=color, fontsize=8)
     return figure
 
 

@@ -4,6 +4,7 @@ import base64
 import html
 import io
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from vision.pipeline.formatting import format_value
+from vision.pipeline.metrics_schemas import CorruptionScore
 from vision.pipeline.params import Params
 from vision.report import charts
 from vision.report.results import Results
@@ -63,6 +65,7 @@ def render(params: Params, results: Results) -> str:
         params=params.model_dump(exclude={"search"}),
         charts={name: _chart(light[name], dark[name]) for name in light if name != "confusion_matrix"},
         heat=heat(results.confusion),
+        corruptions=corruption_table(results.corruptions),
         pairs=confused_pairs(results, params.report.confused_pairs),
         predictions=[_tile(results, index) for index in shown],
         mistakes=[_tile(results, index, with_heat=True) for index in errors[: params.report.mistakes]],
@@ -158,6 +161,14 @@ def confused_pairs(results: Results, count: int) -> list[ConfusedPair]:
             )
         )
     return pairs
+
+
+def corruption_table(rows: Sequence[CorruptionScore]) -> dict[str, list[float]]:
+    """Return the accuracies of each corruption, by severity; empty if corruptions are off."""
+    table: dict[str, list[float]] = {}
+    for row in rows:
+        table.setdefault(row.corruption.replace("_", " "), []).append(row.accuracy)
+    return table
 
 
 def format_duration(seconds: float) -> str:

@@ -12,6 +12,7 @@ from vision.pipeline.errors import UserError
 from vision.pipeline.metrics_schemas import (
     CalibrationBin,
     ClassScores,
+    CorruptionScore,
     DatasetMetrics,
     HistoryRow,
     RunRecord,
@@ -47,6 +48,7 @@ class Results:
 
     `confusion` is int [K, K], test images by actual (rows) and predicted class (columns); `images` are the test images,
     uint8 [N, H, W, C]; `heat_maps` are of the most confident mistakes; `samples` is the picture of training images.
+    `corruptions` is empty if they are off.
     """
 
     classes: list[str]
@@ -60,6 +62,7 @@ class Results:
     per_class: list[ClassScores]
     calibration: list[CalibrationBin]
     calibration_before: list[CalibrationBin]
+    corruptions: list[CorruptionScore]
     confusion: np.ndarray
     predictions: Predictions
     heat_maps: HeatMaps
@@ -92,6 +95,7 @@ def read_results(root: Path) -> Results:
         per_class=read_csv(metrics / "per_class.csv", ClassScores),
         calibration=read_csv(metrics / "calibration.csv", CalibrationBin),
         calibration_before=read_csv(metrics / "calibration_before.csv", CalibrationBin),
+        corruptions=read_csv(metrics / "corruptions.csv", CorruptionScore, allow_empty=True),
         confusion=confusion,
         predictions=predictions,
         heat_maps=arrays.read_heat_maps(root / "data" / "predictions", len(images)),
@@ -118,6 +122,7 @@ def _check_consistency(results: Results, matrix: list[dict[str, str]]) -> None:
         ("metrics/calibration.csv", table, "evaluate", _count_images(results.calibration) == images),
         ("metrics/calibration_before.csv", table, "evaluate", _count_images(results.calibration_before) == images),
         ("metrics/test.json", table, "evaluate", abs(results.test.accuracy - accuracy) < 1e-9),
+        ("metrics/corruptions.csv", "metrics/test.json", "evaluate", _match_mean(results)),
         (
             "metrics/dataset.json",
             "data/processed",
@@ -134,6 +139,16 @@ def _check_consistency(results: Results, matrix: list[dict[str, str]]) -> None:
     ):
         if not matches:
             raise UserError(f"{file}: does not match {other}; run `dvc repro -f {stage}`")
+
+
+def _match_mean(results: Results) -> bool:
+    """Whether metrics/corruptions.csv has each corruption at each severity, or is off as in metrics/test.json."""
+    rows, mean = results.corruptions, results.test.corrupted_accuracy
+    if not rows or mean is None:
+        return not rows and mean is None
+    names = dict.fromkeys(row.corruption for row in rows)
+    complete = [(row.corruption, row.severity) for row in rows] == [(name, n) for name in names for n in range(1, 6)]
+    return complete and abs(sum(row.accuracy for row in rows) / len(rows) - mean) < 1e-9
 
 
 def _count_images(bins: list[CalibrationBin]) -> int:

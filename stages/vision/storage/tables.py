@@ -48,21 +48,28 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]
         writer.writerows(rows)
 
 
-def write_rows(path: Path, rows: Sequence[BaseModel]) -> None:
-    """Write a table of at least one row; the fields of the pydantic model are the columns."""
-    dicts = [row.model_dump(by_alias=True) for row in rows]
-    write_csv(path, list(dicts[0]), [list(cells.values()) for cells in dicts])
+def write_rows(path: Path, rows: Sequence[BaseModel], schema: type[BaseModel] | None = None) -> None:
+    """Write a table; the fields of the pydantic model are the columns. Without rows, `schema` must be given."""
+    fields = (schema or type(rows[0])).model_fields
+    header = [field.serialization_alias or name for name, field in fields.items()]
+    write_csv(path, header, [list(row.model_dump().values()) for row in rows])
 
 
-def read_csv(path: Path, schema: Any = dict[str, str]) -> list[Any]:
-    """Read a table of at least one row; validate each row, a dictionary of text, and convert it to the schema.
+def read_csv(path: Path, schema: Any = dict[str, str], allow_empty: bool = False) -> list[Any]:
+    """Read a table; validate each row, a dictionary of text, and convert it to the schema.
+
+    Args:
+        path: the file.
+        schema: a type that pydantic supports.
+        allow_empty: accept a header without rows.
 
     Raises:
         UserError: the file is missing or not a table, has no rows, or a row does not match the schema.
     """
     try:
         with path.open(encoding="utf-8", newline="") as file:
-            dicts = list(csv.DictReader(file))
+            reader = csv.DictReader(file)
+            dicts = list(reader)
         rows = TypeAdapter(list[schema]).validate_python(dicts)
     except FileNotFoundError:
         raise UserError(f"{path}: not found; `dvc repro` makes it") from None
@@ -72,6 +79,6 @@ def read_csv(path: Path, schema: Any = dict[str, str]) -> list[Any]:
         raise UserError(f"{path}: line {int(row) + 2}: {reason}; delete the file and run `dvc repro`") from None
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: not a table ({error}); delete it and run `dvc repro`") from None
-    if not rows:
+    if not rows and not (allow_empty and reader.fieldnames):
         raise UserError(f"{path}: has no rows; delete it and run `dvc repro`")
     return rows

@@ -22,8 +22,9 @@ LEFT_TO_THE_USER = {
     "train.compile",
     "train.checkpoint_seconds",
     "evaluate.batch_size",
+    "evaluate.corruptions",
 }
-"""Parameters of the user's data and machine."""
+"""Parameters of the user's data and machine, and of what is measured besides."""
 SET_BY_RECIPES = [
     name
     for name in parameter_names()

@@ -11,7 +11,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 
-from vision.pipeline.metrics_schemas import CalibrationBin, ClassScores, HistoryRow
+from vision.pipeline.metrics_schemas import CalibrationBin, ClassScores, CorruptionScore, HistoryRow
 from vision.report import charts
 
 CLASSES = ["cat", "dog", "a class with a name that is far too long"]
@@ -41,6 +41,11 @@ def bins(few: int, many: int) -> list[CalibrationBin]:
     ]
 
 
+CORRUPTIONS = [
+    CorruptionScore(corruption=name, severity=severity, images=10, accuracy=(number + severity) / 10)
+    for number, name in enumerate(["fog", "zoom_blur"])
+    for severity in range(1, 6)
+]
 HISTORY = history((2.0, 2.1, 0.3, 0.2), (1.0, 1.2, 0.6, 0.5))
 
 
@@ -58,6 +63,7 @@ def every_chart(theme: charts.Theme) -> dict[str, Figure]:
         "confusion_matrix": charts.confusion_matrix(np.diag([3, 4, 5]), CLASSES, theme),
         "per_class": charts.per_class_bars(scores(*[(0.9, 0.8, 0.85)] * 3), theme),
         "calibration": charts.calibration_curve(bins(10, 1000), bins(500, 510), theme),
+        "corruptions": charts.corruption_heat_map(CORRUPTIONS, theme),
     }
 
 
@@ -181,6 +187,14 @@ def test_charts_have_the_background_of_their_theme_and_no_cut_text(name: str) ->
         background = np.round(np.array([*to_rgb(palette.background)]) * 255)
         border = np.concatenate([drawn[0], drawn[-1], drawn[:, 0], drawn[:, -1]])
         assert np.array_equal(np.unique(border, axis=0), [background])
+
+
+def test_the_heat_map_has_a_row_for_each_corruption_and_a_column_for_each_severity() -> None:
+    (axes,) = charts.corruption_heat_map(CORRUPTIONS).axes
+    assert np.allclose(np.asarray(axes.images[0].get_array()), [[10, 20, 30, 40, 50], [20, 30, 40, 50, 60]])
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["fog", "zoom blur"]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "2", "3", "4", "5"]
+    assert [text.get_text() for text in axes.texts] == ["10", "20", "30", "40", "50", "20", "30", "40", "50", "60"]
 
 
 def test_svg_is_small_well_formed_reproducible_and_escapes_names() -> None:

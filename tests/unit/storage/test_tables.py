@@ -7,7 +7,15 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from vision.pipeline.errors import UserError
-from vision.pipeline.metrics_schemas import ClassScores, Environment, HistoryRow, RunRecord, SplitCounts, TrainMetrics
+from vision.pipeline.metrics_schemas import (
+    ClassScores,
+    CorruptionScore,
+    Environment,
+    HistoryRow,
+    RunRecord,
+    SplitCounts,
+    TrainMetrics,
+)
 from vision.storage import tables
 
 NAMES = st.text(st.characters(codec="utf-8", exclude_characters="\r"))
@@ -80,6 +88,18 @@ def test_rows_are_read_as_written(tmp_path: Path) -> None:
         "class,precision,recall,recall_low,recall_high,f1,images,prediction_set_size",
         f'"a,b",0.5,{1 / 3},0.0,1.0,0.4,3,',
     ]
+
+
+def test_a_header_without_rows_is_read_only_if_that_is_allowed(tmp_path: Path) -> None:
+    path = tmp_path / "corruptions.csv"
+    tables.write_rows(path, [], CorruptionScore)
+    assert path.read_text() == "corruption,severity,images,accuracy\n"
+    assert tables.read_csv(path, CorruptionScore, allow_empty=True) == []
+    with pytest.raises(UserError, match="has no rows"):
+        tables.read_csv(path, CorruptionScore)
+    path.write_text("")
+    with pytest.raises(UserError, match="has no rows"):
+        tables.read_csv(path, CorruptionScore, allow_empty=True)
 
 
 def test_values_out_of_range_are_neither_written_nor_read(tmp_path: Path) -> None:
