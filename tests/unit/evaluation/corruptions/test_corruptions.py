@@ -92,7 +92,7 @@ def test_lengths_scale_with_the_image(name: str) -> None:
     assert change[1] == pytest.approx(change[0], rel=0.35)
 
 
-@pytest.mark.parametrize("name", [*blur.__dict__.keys() & CORRUPTIONS.keys(), "elastic_transform", "contrast"])
+@pytest.mark.parametrize("name", [*(name for name in CORRUPTIONS if "blur" in name), "elastic_transform", "contrast"])
 def test_a_plain_image_stays_plain(name: str) -> None:
     plain = torch.full((2, 32, 32, 3), 77, dtype=torch.uint8)
     assert distance(plain, CORRUPTIONS[name](plain, 5, seeded())) < 1.01
