@@ -16,8 +16,10 @@ from pydantic import (
     ConfigDict,
     Field,
     PlainValidator,
+    TypeAdapter,
     ValidationError,
     ValidationInfo,
+    WithJsonSchema,
     field_validator,
     model_validator,
 )
@@ -31,6 +33,7 @@ from vision.pipeline.validation import (
     NonNegativeCount,
     OneLine,
     Positive,
+    check_one_line,
     check_unique,
     format_error,
     format_input,
@@ -58,6 +61,14 @@ def _check_hue(strengths: list[float]) -> list[float]:
     if strengths[-1] > 0.5:
         raise PydanticCustomError("hue", "Value should have a hue, its last number, of at most 0.5")
     return strengths
+
+
+def _check_corruptions(value: Any) -> bool | str:
+    if isinstance(value, bool):
+        return value
+    if not isinstance(value, str) or len(value) > 4096:
+        raise PydanticCustomError("corruptions", "Input should be false, true or the path of a folder")
+    return check_one_line(value)
 
 
 class Section(BaseModel):
@@ -227,7 +238,9 @@ class Evaluate(Section):
     batch_size: Annotated[int, Field(ge=1, le=1_000_000)]
     tta: Literal["none", "flip", "shift"]
     tta_fraction: Annotated[float, Field(ge=0, le=1)]
-    corruptions: bool | PathText
+    corruptions: Annotated[
+        bool | str, PlainValidator(_check_corruptions), WithJsonSchema(TypeAdapter(bool | PathText).json_schema())
+    ]
 
 
 class Report(Section):

@@ -20,7 +20,12 @@ def has_control_characters(text: str) -> bool:
     return any(unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp") for char in text)
 
 
-def _check_one_line(text: str) -> str:
+def check_one_line(text: str) -> str:
+    """Return the text unchanged.
+
+    Raises:
+        PydanticCustomError: it has line breaks or control characters, or is blank.
+    """
     if has_control_characters(text):
         raise PydanticCustomError("line", "Value should have no line breaks and no control characters")
     if not text.strip():
@@ -39,7 +44,7 @@ def check_unique(names: list[str]) -> list[str]:
     return names
 
 
-OneLine = AfterValidator(_check_one_line)
+OneLine = AfterValidator(check_one_line)
 Line = Annotated[str, OneLine]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]

@@ -69,7 +69,7 @@ def read_csv(path: Path, schema: Any = dict[str, str], allow_empty: bool = False
     try:
         with path.open(encoding="utf-8", newline="") as file:
             reader = csv.DictReader(file)
-            dicts = list(reader)
+            header, dicts = reader.fieldnames, list(reader)
         rows = TypeAdapter(list[schema]).validate_python(dicts)
     except FileNotFoundError:
         raise UserError(f"{path}: not found; `dvc repro` makes it") from None
@@ -79,6 +79,6 @@ def read_csv(path: Path, schema: Any = dict[str, str], allow_empty: bool = False
         raise UserError(f"{path}: line {int(row) + 2}: {reason}; delete the file and run `dvc repro`") from None
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: not a table ({error}); delete it and run `dvc repro`") from None
-    if not rows and not (allow_empty and reader.fieldnames):
+    if not rows and not (allow_empty and header):
         raise UserError(f"{path}: has no rows; delete it and run `dvc repro`")
     return rows
