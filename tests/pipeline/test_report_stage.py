@@ -280,6 +280,7 @@ def test_headline_figures_are_those_of_the_files(project: Path, page: str) -> No
     assert "a temperature of its own (0.567), and a difference of 1.23%" in text
     assert "the actual class of 89.8% of the test images" in text
     assert "A set has 1.23 classes on average" in text
+    assert "is below 45.7%, as for 5% of the validation images. These are 5.4% of the test images." in text
     assert f"Training time {speed['seconds']} s on AMD EPYC" in text
     assert f"Training speed {speed['images_per_s']:,.0f} images per second, 73.12% of this device" in text
     assert "timed before the training. The training reached 73.12% of it, counted in" in text
