@@ -15,11 +15,13 @@ import overhead
 import pytest
 import speed
 import torch
+import unbalanced
 import yaml
 
 from cpp_compiler import needs_compiler
 from vision.core.device import has_native_bf16
 from vision.pipeline.paths import ROOT
+from vision.storage.arrays import Split
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -391,6 +393,37 @@ def test_augment_prints_a_row_for_every_method() -> None:
     for _, (theirs, ours, ratio, spread, *_) in found:
         assert all(float(cell.replace(",", "")) > 0 for cell in (theirs, ours))
         assert spread == f"{ratio}, {ratio}"
+
+
+@pytest.mark.slow
+def test_images_of_other_classes_are_told_apart(data: Path) -> None:
+    """The classes are brightnesses, so one epoch is enough to know five of them."""
+    (data / "classes.json").write_text(json.dumps([str(number) for number in range(10)]))
+    process = run("benchmarks/unknown.py", "--data", str(data), "--seeds", "1", "--epochs", "1")
+    assert process.returncode == 0, process.stderr
+    header, _, row = process.stdout.splitlines()
+    assert header.count("|") == row.count("|") == 6
+    accuracy, kept, unknown, area = (float(cell.strip(" %")) for cell in row.split("|")[2:-1])
+    assert max(accuracy, kept, unknown) <= 100
+    assert 0 <= area <= 1
+
+
+@pytest.mark.slow
+def test_unbalanced_thins_the_classes_and_prints_a_row_per_training(data: Path) -> None:
+    (data / "classes.json").write_text(json.dumps([str(number) for number in range(10)]))
+    labels = np.load(data / "train_labels.npy")
+    images = np.load(data / "train_images.npy")
+    split = Split(images, labels)
+    indices = unbalanced.thin(unbalanced.Data(split, split, [str(number) for number in range(10)]), 0)
+    counts = np.bincount(labels[indices])
+    assert counts[0] == (labels == 0).sum()
+    assert counts[9] == round((labels == 9).sum() / 50)
+    assert (np.diff(counts) < 0).all()
+    process = run("benchmarks/unbalanced.py", "--data", str(data), "--seeds", "1", "--epochs", "1")
+    assert process.returncode == 0, process.stderr
+    rows = process.stdout.splitlines()[2:4]
+    assert [row.split("|")[2].strip() for row in rows] == ["null", "balanced"]
+    assert "points, n = 1" in process.stdout
 
 
 def test_clock_assigns_time_to_the_innermost_cause() -> None:
