@@ -303,7 +303,7 @@ def check(options: argparse.Namespace, checkouts: dict[str, Path]) -> None:
     except ValueError as error:
         sys.exit("\n".join(f"speed.py: {problem}" for problem in [*problems, str(error)]))
     preprocess = params["preprocess"]
-    unused = ("classes", "image_size", "folds", "train_limit")
+    unused = ("classes", "image_size", "folds", "train_limit", "groups")
     if any(preprocess[key] is not None for key in unused) or preprocess["normalize"] != "per_channel":
         problems.append("preprocess: only val_fraction is supported here")
     if (params["model"]["weights"], params["model"]["freeze_epochs"]) != (None, 0):

@@ -14,9 +14,10 @@ import numpy as np
 
 from vision.datasets import image_folder, splitting
 from vision.datasets.decoding import load_images, size_error
+from vision.datasets.groups import read_groups
 from vision.datasets.sample_grid import sample_grid
 from vision.pipeline.params import Params, load_params
-from vision.pipeline.paths import ROOT
+from vision.pipeline.paths import ROOT, resolve_path
 from vision.storage import arrays, atomic, tables
 from vision.storage.arrays import SPLITS, Split, Stats
 
@@ -31,6 +32,10 @@ class Selection:
     indices: np.ndarray
     labels: np.ndarray
 
+    def names(self) -> list[str]:
+        """The name of each selected image, as `vision.storage.names` defines it."""
+        return [raw_name(self.images, index) for index in self.indices]
+
 
 def main() -> None:
     """Read data/raw; write data/processed, data/samples.png and metrics/dataset.json."""
@@ -38,11 +43,17 @@ def main() -> None:
     selections, classes = split_raw(params)
     splits = load_splits(selections, params.preprocess.image_size)
     stats = compute_stats(selections, splits, classes, params.preprocess.normalize)
-    arrays.write_processed(ROOT / "data/processed", splits, stats)
+    names = {name: selection.names() for name, selection in selections.items()}
+    arrays.write_processed(ROOT / "data/processed", splits, names, stats)
     tables.write_json(ROOT / "metrics/dataset.json", splitting.count_images(splits, classes))
     draw_samples(splits["train"], classes, params.preprocess.samples_per_class)
     sizes = ", ".join(f"{len(splits[name].labels):,} {name}" for name in SPLITS)
     print(f"preprocess: {sizes}; mean {np.round(stats.mean, 4).tolist()}, std {np.round(stats.std, 4).tolist()}")
+
+
+def raw_name(images: np.ndarray | Sequence[Path], index: int) -> str:
+    """The file of an image relative to data/raw; its index if data/raw holds arrays."""
+    return str(index) if isinstance(images, np.ndarray) else images[index].relative_to(RAW).as_posix()
 
 
 def split_raw(params: Params) -> tuple[dict[str, Selection], list[str]]:
@@ -60,7 +71,11 @@ def split_raw(params: Params) -> tuple[dict[str, Selection], list[str]]:
         train_limit=settings.train_limit,
         seed=params.seed,
     )
-    split = zip(("train", "val", "test"), splitting.split_indices(labels, classes, config), strict=True)
+    groups = None
+    if settings.groups is not None:
+        names = [raw_name(train.images, index) for index in range(len(train.labels))]
+        groups = read_groups(resolve_path(settings.groups), names, has_test_split=test is not None)[kept]
+    split = zip(("train", "val", "test"), splitting.split_indices(labels, classes, config, groups), strict=True)
     selections = {name: Selection(train.images, kept[indices], labels[indices]) for name, indices in split}
     if test is not None:
         selections["test"] = Selection(
@@ -87,15 +102,13 @@ def compute_stats(
     """Describe the splits for the stages that follow."""
     images = splits["train"].images
     mean, std = splitting.FIXED_STATISTICS.get(normalize) or splitting.pixel_statistics(images)
-    train, val, test = (selections[name] for name in ("train", "val", "test"))
-    files = None if isinstance(test.images, np.ndarray) else [test.images[index] for index in test.indices]
+    train, val = selections["train"], selections["val"]
     return Stats(
         classes=classes,
         image_shape=list(images.shape[1:]),
         mean=mean,
         std=std,
         split_digest=hashlib.sha256(train.indices.tobytes() + b"|" + val.indices.tobytes()).hexdigest(),
-        test_files=None if files is None else [path.relative_to(RAW).as_posix() for path in files],
     )
 
 

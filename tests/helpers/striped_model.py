@@ -41,9 +41,10 @@ def write_striped(folder: Path, width: int = 128, validation: int = 1000) -> Non
     """Write `models` and `data/processed` below `folder`, as the stages do, with so many validation images."""
     (folder / "models").mkdir(parents=True)
     save_model(folder / "models", train_striped(width), make_config([width, width]))
-    splits = {}
+    splits, names = {}, {}
     for seed, (name, count) in enumerate({"train": 300, "val": validation, "test": 10}.items()):
         images, labels = striped_images(count, seed=10 + seed)
         splits[name] = Split(images.numpy(), labels.numpy().astype(np.uint8))
+        names[name] = [str(index) for index in range(count)]
     stats = Stats(CLASSES, list(INPUTS.image_shape), list(INPUTS.mean), list(INPUTS.std), split_digest="ab" * 32)
-    write_processed(folder / "data" / "processed", splits, stats)
+    write_processed(folder / "data" / "processed", splits, names, stats)

@@ -56,6 +56,7 @@ RULES = {
 }
 ON_ONE_LINE = (
     "download.source",
+    "preprocess.groups",
     "model.weights",
     "evaluate.corruptions",
     "report.title",

@@ -17,6 +17,7 @@ from stages import Stages
 from vision.pipeline.paths import ROOT
 from vision.storage import arrays, tables
 from vision.storage.arrays import Split
+from vision.storage.names import read_names
 
 DATA = make_set(n_train=500, n_test=100)
 
@@ -145,6 +146,48 @@ def test_some_classes_alone_are_kept_in_every_split(stages: Stages) -> None:
         expected = DATA.test_images[DATA.test_labels == CLASSES.index(name)]
         assert np.array_equal(test.images[test.labels == label], expected)
     assert "the data has no class 'emu'" in preprocess(stages, status=1, classes=["cat", "emu"])
+
+
+def names_of(root: Path, name: str) -> list[str]:
+    return read_names(root / "data/processed", name, len(split(root, name).labels))
+
+
+def test_every_image_has_the_name_of_its_source(stages: Stages) -> None:
+    preprocess(stages, classes=["ship", "cat"], folds=2, fold=1)
+    raw = {"train": DATA.train_images, "val": DATA.train_images, "test": DATA.test_images}
+    for name, images in raw.items():
+        indices = [int(text) for text in names_of(stages.checkout, name)]
+        assert np.array_equal(images[indices], split(stages.checkout, name).images)
+    as_files(stages.checkout, apart=False)
+    preprocess(stages)
+    for name in raw:
+        files = [stages.checkout / "data/raw" / text for text in names_of(stages.checkout, name)]
+        images = split(stages.checkout, name).images
+        assert all(
+            np.array_equal(np.asarray(Image.open(file)), image) for file, image in zip(files, images, strict=True)
+        )
+
+
+@pytest.mark.parametrize("files", [False, True])
+def test_the_images_of_a_group_are_in_one_split(stages: Stages, files: bool) -> None:
+    if files:
+        as_files(stages.checkout, apart=False)
+        found = sorted(stages.checkout.glob("data/raw/train/*/*"))
+        names = [path.relative_to(stages.checkout / "data/raw").as_posix() for path in found]
+    else:
+        names = [str(index) for index in range(500)]
+    groups = {name: number // 3 for number, name in enumerate(names)}
+    table = stages.checkout / "groups.csv"
+    table.write_text("image,group\n" + "".join(f"{name},{group}\n" for name, group in groups.items()))
+    preprocess(stages, groups="groups.csv", val_fraction=0.3)
+    own = [name for name in ("train", "val", "test") if files or name != "test"]
+    parts = [{groups[text] for text in names_of(stages.checkout, name)} for name in own]
+    assert sum(map(len, parts)) == len(set.union(*parts)) == 167
+    table.write_text("image,group\n500,1\n")
+    says = "groups.csv: line 2: data/raw has no training image 500; audit this data again"
+    assert f"preprocess: params.yaml: preprocess.groups: {table}: {says.partition(': ')[2]}" in preprocess(
+        stages, status=1, groups="groups.csv"
+    )
 
 
 def test_pixels_are_normalised_as_asked(stages: Stages) -> None:

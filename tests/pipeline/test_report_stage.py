@@ -79,7 +79,9 @@ def make_project(
     split = arrays.Split(pixels, actual.astype(np.uint8))
     nothing = arrays.Split(pixels[:val], split.labels[:val])
     stats = arrays.Stats(list(classes), list(shape), [0.5] * shape[2], [0.25] * shape[2], "0" * 64)
-    arrays.write_processed(root / "data" / "processed", {"train": split, "val": nothing, "test": split}, stats)
+    splits = {"train": split, "val": nothing, "test": split}
+    names = {name: list(map(str, range(len(part.labels)))) for name, part in splits.items()}
+    arrays.write_processed(root / "data" / "processed", splits, names, stats)
     sample_grid(split, classes, 10).savefig(root / "data" / "samples.png")
     tables.write_csv(
         root / "data" / "predictions" / "test.csv",

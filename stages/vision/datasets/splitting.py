@@ -70,14 +70,18 @@ def filter_classes(labels: np.ndarray, classes: list[str], names: list[str] | No
 
 
 def split_indices(
-    labels: np.ndarray, classes: list[str], config: SplitConfig
+    labels: np.ndarray, classes: list[str], config: SplitConfig, groups: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Draw the training, validation and test images, stratified by class.
+
+    With groups, the split is drawn among the first images of the groups, and the other images follow theirs. Fractions
+    and folds are then of the groups, and the parts have nearly those sizes.
 
     Args:
         labels: integer [N], indices into `classes`.
         classes: the class names, for messages.
         config: sizes and seed.
+        groups: integer [N], the group of each image; images of a group are not separated. None: there are no groups.
 
     Returns:
         Ascending int64 indices of the training, validation and test images.
@@ -86,17 +90,26 @@ def split_indices(
         UserError: a class has too few images for the split.
     """
     indices = np.arange(len(labels), dtype=np.int64)
+    if groups is not None:
+        indices = np.sort(np.unique(groups, return_index=True)[1])
     indices, test = _hold_out(indices, labels, config.test_fraction, config.seed, "preprocess.test_fraction")
     if config.folds is None:
         train, val = _hold_out(indices, labels, config.val_fraction, config.seed, "preprocess.val_fraction")
     else:
         train, val = _hold_out_fold(indices, labels, classes, config)
+    if groups is not None:
+        indices, train, val, test = (_members(groups, part) for part in (indices, train, val, test))
     _check_classes(labels, classes, indices, "preprocess.test_fraction")
     _check_classes(labels, classes, train, "preprocess.val_fraction")
     if config.train_limit is not None and config.train_limit < len(train):
         _, train = _sample(train, labels, config.train_limit, config.seed, "preprocess.train_limit")
         _check_classes(labels, classes, train, "preprocess.train_limit")
     return np.sort(train), np.sort(val), np.sort(test)
+
+
+def _members(groups: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    """All images of the groups of some images, ascending."""
+    return np.flatnonzero(np.isin(groups, groups[indices]))
 
 
 def _check_classes(labels: np.ndarray, classes: list[str], indices: np.ndarray, parameter: str) -> None:

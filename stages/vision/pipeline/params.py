@@ -110,6 +110,7 @@ class Preprocess(Section):
     folds: Annotated[int, Field(ge=2, le=1000)] | None
     fold: Annotated[int, Field(ge=0)]
     train_limit: Count | None
+    groups: PathText | None
     normalize: Literal["per_channel", "half", "imagenet"]
     samples_per_class: Annotated[int, Field(ge=1, le=50)]
 

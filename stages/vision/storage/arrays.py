@@ -3,7 +3,7 @@
 import hashlib
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -15,6 +15,7 @@ from pydantic_core import PydanticCustomError
 from vision.pipeline.errors import UserError
 from vision.pipeline.validation import Count, Finite, Positive, check_unique
 from vision.storage.atomic import atomic_directory
+from vision.storage.names import write_names
 from vision.storage.tables import read_json, write_json
 
 SPLITS = ("train", "val", "test")
@@ -58,14 +59,9 @@ class ImageSpec:
 
 @dataclass(frozen=True)
 class Stats(ImageSpec):
-    """stats.json.
-
-    `split_digest` is the SHA-256 of the indices of the training and validation images. `test_files` are the paths of
-    the test images in data/raw, in their order; None if data/raw holds arrays.
-    """
+    """stats.json. `split_digest` is the SHA-256 of the indices of the training and validation images."""
 
     split_digest: str
-    test_files: list[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -98,14 +94,18 @@ def read_raw(directory: Path) -> tuple[Split, Split, list[str]]:
     return train, test, classes
 
 
-def write_processed(directory: Path, splits: dict[str, Split], stats: Stats) -> None:
-    """Write the output of the preprocess stage: one split for each name in `SPLITS`, and stats.json.
+def write_processed(
+    directory: Path, splits: Mapping[str, Split], names: Mapping[str, Sequence[str]], stats: Stats
+) -> None:
+    """Write the output of the preprocess stage: images, labels and names for each of `SPLITS`, and stats.json.
 
-    stats.json includes a SHA-256 of its content, because nothing else would reveal a changed value.
+    `names` are those of `storage.names`. stats.json includes a SHA-256 of its content, because nothing else would
+    reveal a changed value.
     """
     with atomic_directory(directory) as folder:
         for name in SPLITS:
             _save_split(folder, name, splits[name])
+            write_names(folder, name, names[name])
         document = asdict(stats)
         write_json(folder / "stats.json", {**document, "sha256": _sha256(document)})
 

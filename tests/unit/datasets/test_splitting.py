@@ -67,6 +67,40 @@ def test_each_image_validates_in_one_fold(per_class: list[int], test_fraction: f
     assert sorted([*validated, *test]) == list(range(len(labels)))
 
 
+@given(
+    pairs=st.lists(st.tuples(st.integers(0, 99), st.integers(0, 99)), max_size=30),
+    options=st.sampled_from([{"val_fraction": 0.2}, {"folds": 4, "fold": 1}, {"val_fraction": 0.3, "train_limit": 40}]),
+    test_fraction=st.sampled_from([0.0, 0.2]),
+    seed=st.integers(0, 100),
+)
+def test_a_group_is_never_separated(
+    pairs: list[tuple[int, int]], options: dict[str, Any], test_fraction: float, seed: int
+) -> None:
+    """Only train_limit leaves out some images of a group."""
+    random = np.random.default_rng(seed)
+    labels = random.permutation(np.repeat(np.arange(4), 40)).astype(np.uint8)
+    groups = np.arange(160)
+    for first, second in pairs:
+        groups[groups == groups[second]] = groups[first]
+    config = splitting.SplitConfig(test_fraction=test_fraction, seed=seed, **options)
+    parts = splitting.split_indices(labels, CLASSES, config, random.permutation(160)[groups])
+    for part, other in ((0, 1), (0, 2), (1, 2)):
+        assert not set(groups[parts[part]]) & set(groups[parts[other]])
+    indices = np.concatenate(parts)
+    assert len(set(indices)) == len(indices)
+    if "train_limit" not in options:
+        assert len(indices) == 160
+    assert all((np.diff(part) > 0).all() for part in parts)
+
+
+def test_without_groups_of_several_images_the_split_is_the_same() -> None:
+    labels = np.random.default_rng(0).integers(0, 4, 200)
+    for config in (splitting.SplitConfig(test_fraction=0.2), splitting.SplitConfig(folds=3, train_limit=50)):
+        alone = splitting.split_indices(labels, CLASSES, config, np.arange(200)[::-1])
+        for part, expected in zip(alone, splitting.split_indices(labels, CLASSES, config), strict=True):
+            np.testing.assert_array_equal(part, expected)
+
+
 def test_a_fold_leaves_a_limited_number_to_train_on() -> None:
     labels = np.arange(100) % 4
     train, val, _ = split(labels, folds=5, fold=2, train_limit=40)

@@ -14,6 +14,7 @@ LEFT_TO_THE_USER = {
     "seed",
     "preprocess.image_size",
     "preprocess.test_fraction",
+    "preprocess.groups",
     "preprocess.samples_per_class",
     "train.device",
     "train.deterministic",

@@ -7,6 +7,7 @@ from disks import file_size_limit
 from vision.pipeline.errors import UserError
 from vision.storage import arrays, tables
 from vision.storage.arrays import Split, Stats
+from vision.storage.names import read_names, write_names
 
 
 def split(count: int) -> Split:
@@ -27,10 +28,31 @@ def test_raw_and_processed_data_are_read_as_written(tmp_path: Path) -> None:
     assert classes == ["cat", "dog"]
 
     splits = {"train": split(6), "val": split(0), "test": split(3)}
-    arrays.write_processed(tmp_path / "processed", splits, STATS)
+    names = {"train": ["train/cat/é 1.png", *"12345"], "val": [], "test": ["7", "0", "2"]}
+    arrays.write_processed(tmp_path / "processed", splits, names, STATS)
+    for name, part in splits.items():
+        assert read_names(tmp_path / "processed", name, len(part.labels)) == names[name]
     assert arrays.read_stats(tmp_path / "processed") == STATS
     assert arrays.read_split(tmp_path / "processed", "val", 2).images.shape == (0, 4, 5, 3)
     assert np.array_equal(arrays.read_split(tmp_path / "processed", "train", 2, [4, 5, 3]).images, split(6).images)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (None, "not found; `dvc repro` makes it"),
+        (b"1\n", "does not have one name for each of 2 images; delete it"),
+        (b"1\n2", "does not have one name for each of 2 images; delete it"),
+        (b"1\n\xff\n", "damaged .not UTF-8.; delete it"),
+    ],
+    ids=["missing", "a name less", "cut off", "binary"],
+)
+def test_damaged_names_are_refused(tmp_path: Path, content: bytes | None, says: str) -> None:
+    write_names(tmp_path, "val", ["1", "2"])
+    path = tmp_path / "val_names.txt"
+    path.unlink() if content is None else path.write_bytes(content)
+    with pytest.raises(UserError, match=rf"/val_names.txt: {says}"):
+        read_names(tmp_path, "val", 2)
 
 
 def test_labels_of_many_classes_are_read_as_written(tmp_path: Path) -> None:
