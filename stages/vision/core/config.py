@@ -21,6 +21,8 @@ class AugmentConfig:
     rotation: float = 0.0
     color_jitter: Sequence[float] = (0.0, 0.0, 0.0, 0.0)
     cutout: int = 0
+    blur: float = 0.0
+    noise: float = 0.0
     mixup: float = 0.0
     cutmix: float = 0.0
 

@@ -195,6 +195,8 @@ class Augment(Section):
     rotation: Annotated[float, Field(ge=0, le=180, allow_inf_nan=False)]
     color_jitter: Annotated[list[Strength], Field(min_length=4, max_length=4), AfterValidator(_check_hue)]
     cutout: Annotated[int, Field(ge=0, le=4096)]
+    blur: Strength
+    noise: Strength
     mixup: Strength
     cutmix: Strength
 

@@ -5,10 +5,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vision.core.augment.blur import GaussianBlur
 from vision.core.augment.color_jitter import ColorJitter
 from vision.core.augment.crop_flip import RandomCropFlip
 from vision.core.augment.cutout import Cutout
 from vision.core.augment.mixup import Mixed, MixupCutmix
+from vision.core.augment.noise import GaussianNoise
 from vision.core.augment.rotate import RandomRotation
 from vision.core.config import AugmentConfig
 
@@ -32,6 +34,8 @@ class Augmentation:
         self.rotation = RandomRotation(config.rotation, generator)
         self.color_jitter = ColorJitter(config.color_jitter, generator)
         self.cutout = Cutout(config.cutout, train_images, generator)
+        self.blur = GaussianBlur(config.blur, train_images.shape[1], generator)
+        self.noise = GaussianNoise(config.noise, generator)
         self.mixup_cutmix = MixupCutmix(config.mixup, config.cutmix, generator)
 
     def transform(self, images: Tensor, indices: Tensor) -> Tensor:
@@ -42,10 +46,10 @@ class Augmentation:
             indices: int64 [B], the position of each image in the training split; no index occurs twice.
 
         Returns:
-            [B, H, W, C], uint8, or float32 in [0, 255] if pixels were interpolated or recolored.
+            [B, H, W, C], uint8, or float32 in [0, 255] if pixels were interpolated, recolored, blurred or noisy.
         """
         images = self.crop_flip(images, indices)
-        for transform in (self.rotation, self.color_jitter, self.cutout):
+        for transform in (self.rotation, self.color_jitter, self.cutout, self.blur, self.noise):
             images = transform(images)
         return images
 

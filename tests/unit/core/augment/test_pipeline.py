@@ -9,9 +9,17 @@ from vision.core.augment.mixup import Mixed
 from vision.core.augment.pipeline import Augmentation
 from vision.core.config import AugmentConfig
 
-OFF = AugmentConfig(flip="none", crop_padding=0, rotation=0.0, color_jitter=[0.0] * 4, cutout=0, mixup=0.0, cutmix=0.0)
+OFF = AugmentConfig(flip="none", crop_padding=0, rotation=0.0, color_jitter=[0.0] * 4, cutout=0)
 ALL = AugmentConfig(
-    flip="alternate", crop_padding=2, rotation=10.0, color_jitter=[0.2] * 4, cutout=3, mixup=0.4, cutmix=0.4
+    flip="alternate",
+    crop_padding=2,
+    rotation=10.0,
+    color_jitter=[0.2] * 4,
+    cutout=3,
+    blur=1.5,
+    noise=0.1,
+    mixup=0.4,
+    cutmix=0.4,
 )
 IMAGES = torch.randint(0, 256, (20, 8, 8, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 INDICES = torch.arange(20)
@@ -40,6 +48,8 @@ def test_without_augmentation_images_are_unchanged_and_a_batch_draws_no_random_n
         {"rotation": 10.0},
         {"color_jitter": [0.2, 0.0, 0.0, 0.0]},
         {"cutout": 3},
+        {"blur": 1.5},
+        {"noise": 0.1},
         {"mixup": 0.4},
         {"cutmix": 0.4},
     ],
