@@ -94,6 +94,31 @@ class TestMetrics(_Schema):
     corrupted_accuracy: Share | None = None
 
 
+class AuditMetrics(_Schema):
+    """audit/metrics.json, which `tools/audit.py` writes. It is not in metrics/, whose files all belong to dvc.lock.
+
+    `label_errors` are among `labels_checked` training and validation labels; both are absent without predictions of
+    folds. A near-duplicate is an image with at least one near-duplicate; a group is connected by pairs.
+    `class_imbalance` is the number of training images of the largest class, divided by that of the smallest.
+    `accuracy_without_duplicates` is that of the test images without a near-duplicate in the training split; it is
+    absent if there are none.
+    """
+
+    images: Count
+    labels_checked: Count | None = None
+    label_errors: NonNegativeCount | None = None
+    near_duplicates: NonNegativeCount
+    near_duplicate_pairs: NonNegativeCount
+    near_duplicate_groups: NonNegativeCount
+    pairs_across_splits: NonNegativeCount
+    pairs_of_different_classes: NonNegativeCount
+    class_imbalance: Positive
+    test_images: Count
+    test_images_without_duplicates: NonNegativeCount
+    accuracy: Share
+    accuracy_without_duplicates: Share | None = None
+
+
 class HistoryRow(_Schema):
     """A row of metrics/history.csv: one epoch. Fields as in `core.loop.EpochMetrics`."""
 

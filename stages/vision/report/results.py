@@ -80,7 +80,7 @@ def read_results(root: Path) -> Results:
     stats = arrays.read_stats(processed)
     classes = stats.classes
     images = arrays.read_split(processed, "test", len(classes), stats.image_shape).images
-    predictions = _read_predictions(root / "data" / "predictions" / "test.csv", classes)
+    predictions = read_predictions(root / "data" / "predictions" / "test.csv", classes)
     confusion = np.zeros((len(classes), len(classes)), dtype=int)
     np.add.at(confusion, (predictions.actual, predictions.predicted), 1)
     results = Results(
@@ -155,7 +155,12 @@ def _count_images(bins: list[CalibrationBin]) -> int:
     return sum(row.images for row in bins)
 
 
-def _read_predictions(path: Path, classes: list[str]) -> Predictions:
+def read_predictions(path: Path, classes: list[str]) -> Predictions:
+    """Read data/predictions/test.csv.
+
+    Raises:
+        UserError: the file is missing or damaged, or was made with other classes.
+    """
     labels = {name: label for label, name in enumerate(classes)}
     rows = read_csv(path)
     try:
