@@ -122,24 +122,25 @@ def _dataset(root: Path) -> dict[str, Any]:
 
 def _test(root: Path, network: "Network", evaluate: dict[str, Any]) -> dict[str, Any]:
     """The figures of test.json and the evaluation's tables; also compares stored predictions with the network's."""
-    rows = _table(root / "data/predictions/test.csv")
-    classes = [name[2:] for name in rows[0] if name.startswith("p_")]
-    actual = _labels(root, "test").astype(int)
-    assert [classes[label] for label in actual] == [row["actual"] for row in rows]
-    chances = np.array([[np.float32(row[f"p_{name}"]) for name in classes] for row in rows]).astype(np.float64)
-    images = np.load(root / "data/processed/test_images.npy")
-    one_view = network.logits(images)
+    stored: dict[str, np.ndarray] = {}
     reported_temperature = json.loads((root / "metrics/test.json").read_text())["temperature"]
-    network.assert_agrees(
-        chances, one_view, network.predict_tta(images), evaluate["tta_fraction"], reported_temperature
-    )
+    for split in ("val", "test"):
+        rows = _table(root / f"data/predictions/{split}.csv")
+        classes = [name[2:] for name in rows[0] if name.startswith("p_")]
+        assert [classes[label] for label in _labels(root, split)] == [row["actual"] for row in rows]
+        chances = np.array([[np.float32(row[f"p_{name}"]) for name in classes] for row in rows]).astype(np.float64)
+        assert [classes[label] for label in chances.argmax(1)] == [row["predicted"] for row in rows]
+        images = np.load(root / f"data/processed/{split}_images.npy")
+        one_view, averaged = network.logits(images), network.predict_tta(images)
+        network.assert_agrees(chances, one_view, averaged, evaluate["tta_fraction"], reported_temperature)
+        stored[split] = chances
     val_labels = _labels(root, "val").astype(int)
     val_images = np.load(root / "data/processed/val_images.npy")
     val_logits = network.predict_some_tta(val_images, evaluate["tta_fraction"])
     temperature = _best_temperature(val_logits, val_labels)
 
+    actual, chances = _labels(root, "test").astype(int), stored["test"]
     guessed, surest = chances.argmax(1), chances.max(1)
-    assert [classes[label] for label in guessed] == [row["predicted"] for row in rows]
     hits = guessed == actual
     mistakes = np.flatnonzero(~hits)
     explained = np.load(root / "data/predictions/heat_map_indices.npy")

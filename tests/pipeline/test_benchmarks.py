@@ -19,6 +19,7 @@ import unbalanced
 import yaml
 
 from cpp_compiler import needs_compiler
+from striped_model import write_striped
 from vision.core.device import has_native_bf16
 from vision.pipeline.paths import ROOT
 from vision.storage.arrays import Split
@@ -424,6 +425,22 @@ def test_unbalanced_thins_the_classes_and_prints_a_row_per_training(data: Path) 
     rows = process.stdout.splitlines()[2:4]
     assert [row.split("|")[2].strip() for row in rows] == ["null", "balanced"]
     assert "points, n = 1" in process.stdout
+
+
+@pytest.mark.slow
+def test_data_audit_prints_what_was_found(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    for split, count in {"train": 1000, "test": 100}.items():
+        np.save(tmp_path / f"{split}_images.npy", random.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8))
+        np.save(tmp_path / f"{split}_labels.npy", np.arange(count, dtype=np.uint8) % 10)
+    write_striped(tmp_path)
+    options = ("--data", str(tmp_path), "--seeds", "1")
+    process = run("benchmarks/data_audit.py", "labels", *options, "--folds", "2", "--epochs", "1")
+    assert "precision and recall of the first 30 by self_confidence: " in process.stdout, process.stderr
+    process = run(
+        "benchmarks/data_audit.py", "duplicates", *options, "--copies", "20", "--models", str(tmp_path / "models")
+    )
+    assert "mirror: recall 100.0%, precision 100.0%" in process.stdout, process.stderr
 
 
 def test_clock_assigns_time_to_the_innermost_cause() -> None:
