@@ -489,6 +489,8 @@ def test_without_tracking_and_validation_everything_runs(fresh: Project) -> None
     assert fresh.json("metrics/run.json")["mlflow"] is None
     assert "val_accuracy" not in fresh.json("metrics/train.json")
     assert fresh.table("metrics/history.csv")[0]["val_loss"] == ""
+    header = (fresh.root / "data/predictions/val.csv").read_text().splitlines()
+    assert header == (fresh.root / "data/predictions/test.csv").read_text().splitlines()[:1]
     assert fresh.json("data/processed/stats.json")["mean"] == [0.5, 0.5, 0.5]
     assert not (fresh.root / "mlflow.db").exists()
     assert not (fresh.root / "mlruns").exists()

@@ -15,6 +15,8 @@ from vision.audit.thumbnails import correlate, correlate_pairs, make_thumbnails
 
 MIN_CORRELATION = 0.9
 """Least correlation of the pixels of two near-duplicates."""
+MIN_DETAIL_CORRELATION = 0.7
+"""Least correlation of their details. Without it, any two ships on a horizon would be near-duplicates."""
 SIDE = 32
 """Pixels of a side of the images that are compared; others are resized first."""
 MAX_SHIFT = 3
@@ -22,7 +24,7 @@ MAX_SHIFT = 3
 _MIN_THUMBNAIL_CORRELATION = 0.5
 """Least correlation of the thumbnails. A shift by 2 pixels down and to the right leaves about 0.6."""
 _MIN_COARSE_CORRELATION = 0.8
-"""The same for images of half the size, which are compared first because that is faster."""
+"""The same for gray images of half the size, which are compared first because that is faster."""
 _NEIGHBORS = 5
 """Candidates for each image by features, and likewise by thumbnails."""
 _CANDIDATES_PER_STEP = 2**16
@@ -95,6 +97,8 @@ def compare_pixels(
 ) -> Tensor:
     """Compute the highest correlation of the pixels of each pair over all shifts of up to `MAX_SHIFT`.
 
+    It is 0 if the gray images of half the size, the pixels or the details differ too much for near-duplicates.
+
     Args:
         images: uint8 [N, H, W, C].
         pairs: int64 [P, 2].
@@ -102,7 +106,7 @@ def compare_pixels(
         on_step: called with the number of pairs of each step.
 
     Returns:
-        float32 [P]; where images of half the size have a low correlation, that one.
+        float32 [P].
     """
     table = images.flatten(1)  # faster to index than `images`
     result = [torch.zeros(0, device=images.device)]
@@ -122,11 +126,29 @@ def _to_pixels(images: Tensor) -> Tensor:
 
 
 def _correlate(first: Tensor, second: Tensor) -> Tensor:
-    """The highest correlation over all shifts; only of images of half the size where that is low."""
-    coarse = shifted_correlation(F.avg_pool2d(first, 2), F.avg_pool2d(second, 2), (MAX_SHIFT + 1) // 2)
-    likely = torch.nonzero(coarse >= _MIN_COARSE_CORRELATION).flatten()
-    coarse[likely] = shifted_correlation(first[likely], second[likely], MAX_SHIFT)
-    return coarse
+    """The highest correlation over all shifts; 0 if it, or that of a faster or a stricter comparison, is too low."""
+    result = torch.zeros(len(first), device=first.device)
+    likely = torch.arange(len(first), device=first.device)
+    for view, max_shift, least in (
+        (_shrink, (MAX_SHIFT + 1) // 2, _MIN_COARSE_CORRELATION),
+        (_keep_details, MAX_SHIFT, MIN_DETAIL_CORRELATION),
+        (lambda pixels: pixels, MAX_SHIFT, MIN_CORRELATION),
+    ):
+        correlation = shifted_correlation(view(first[likely]), view(second[likely]), max_shift)
+        likely, correlation = likely[correlation >= least], correlation[correlation >= least]
+    result[likely] = correlation
+    return result
+
+
+def _shrink(pixels: Tensor) -> Tensor:
+    """Halve the size and remove the colors, [N, 1, H / 2, W / 2]."""
+    return F.avg_pool2d(pixels.mean(1, keepdim=True), 2)
+
+
+def _keep_details(pixels: Tensor) -> Tensor:
+    """Remove the colors, and subtract the mean of the 5x5 pixels around each pixel, [N, 1, H, W]."""
+    gray = pixels.mean(1, keepdim=True)
+    return gray - F.avg_pool2d(F.pad(gray, (2, 2, 2, 2), mode="reflect"), 5, 1)
 
 
 def shifted_correlation(first: Tensor, second: Tensor, max_shift: int) -> Tensor:
@@ -162,8 +184,8 @@ def shifted_correlation(first: Tensor, second: Tensor, max_shift: int) -> Tensor
 
 
 def select_pairs(pairs: Tensor, correlation: Tensor) -> Pairs:
-    """The near-duplicates among candidates, the highest correlation first."""
-    keep = torch.nonzero(correlation >= MIN_CORRELATION).flatten()
+    """The near-duplicates among candidates, by what `compare_pixels` returned; the highest correlation first."""
+    keep = torch.nonzero(correlation).flatten()
     keep = keep[correlation[keep].argsort(descending=True, stable=True)]
     first, second = pairs[keep].cpu().numpy().T
     return Pairs(first, second, correlation[keep].cpu().numpy())

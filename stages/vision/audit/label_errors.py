@@ -32,13 +32,14 @@ def score_labels(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
 
 
 def find_label_errors(labels: np.ndarray, probabilities: np.ndarray) -> LabelErrors:
-    """Find the labels that are probably wrong (Northcutt et al. 2021, "Confident Learning", arXiv:1911.00068).
+    """Find the labels that are probably wrong.
 
-    Arguments as in `score_labels`.
+    Their number is estimated by confident learning (Northcutt et al. 2021, "Confident Learning", arXiv:1911.00068), and
+    the labels with the lowest scores are taken. Arguments as in `score_labels`.
     """
     from cleanlab.filter import find_label_issues
 
-    found = find_label_issues(labels, probabilities.astype(np.float64), n_jobs=1)
+    found = find_label_issues(labels, probabilities.astype(np.float64), filter_by="low_self_confidence", n_jobs=1)
     scores = score_labels(labels, probabilities)
     indices = np.flatnonzero(found)
     indices = indices[np.argsort(scores[indices], kind="stable")]

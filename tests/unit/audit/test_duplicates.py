@@ -77,3 +77,13 @@ def test_groups_are_connected_by_pairs(case: tuple[int, list[tuple[int, int]]]) 
         assert members == expected[index]
     numbers = [number for number in groups.tolist() if number]
     assert list(dict.fromkeys(numbers)) == list(range(1, len(set(numbers)) + 1))
+
+
+def test_images_with_other_details_are_no_near_duplicates(scenes: np.ndarray) -> None:
+    """Such as two ships below the same sky."""
+    sky = np.linspace(200, 20, 32)[:, None, None]
+    ships = (sky + 0.2 * scenes[:20].astype(float)).clip(0, 255).astype(np.uint8)
+    pixels = torch.from_numpy(ships).permute(0, 3, 1, 2).float()
+    assert duplicates.shifted_correlation(pixels[:10], pixels[10:], 3).min() > duplicates.MIN_CORRELATION
+    assert len(find(ships).first) == 0
+    assert len(find(np.concatenate([ships, ships])).first) == 20
