@@ -14,10 +14,13 @@ def blur(images: Tensor, sigmas: Tensor) -> Tensor:
     Returns:
         float32 [N, H, W, C], a view that is contiguous as [N, C, H, W].
     """
-    vertical, horizontal = (_weights(size, sigmas)[:, None] for size in images.shape[1:3])
-    planes = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+    count, height, width, channels = images.shape
+    vertical, horizontal = (_weights(size, sigmas) for size in (height, width))
     # Products of small matrices, because each image has a filter of its own.
-    return (vertical @ planes @ horizontal.transpose(2, 3)).permute(0, 2, 3, 1)
+    columns = torch.bmm(vertical, images.float().reshape(count, height, -1)).view(images.shape)
+    rows = columns.permute(0, 3, 1, 2).reshape(count, -1, width)
+    blurred = torch.bmm(rows, horizontal.transpose(1, 2))
+    return blurred.view(count, channels, height, width).permute(0, 2, 3, 1)
 
 
 def _weights(size: int, sigmas: Tensor) -> Tensor:
