@@ -55,6 +55,7 @@ class TrainConfig:
     clip_grad_norm: float | None = None
     label_smoothing: float = 0.0
     class_weights: Literal["balanced"] | None = None
+    logit_adjustment: float = 0.0
     progressive_resizing: Sequence[float] = (1.0,)
     hard_example_fraction: Sequence[float] = (1.0,)
     ema_decay: float | None = None

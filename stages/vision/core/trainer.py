@@ -54,6 +54,7 @@ class Trainer:
         self.eval_model = model if self.ema is None else self.ema.model
         self.hard_mining = min(config.hard_example_fraction) < 1
         self.class_weights = balanced_weights(train.labels) if config.class_weights == "balanced" else None
+        self.logit_offsets = config.logit_adjustment * log_shares(train.labels) if config.logit_adjustment else None
         self.losses = torch.full((len(train.labels),), math.inf, device=self.device)  # of each image when last seen
         method = select_kernels(model, config, self.device).weight_gradient
         self._forward_context: AbstractContextManager[object] = WeightGradientMode(method) if method else nullcontext()
@@ -110,6 +111,8 @@ class Trainer:
 
     def _cross_entropy(self, logits: Tensor, batch: Batch) -> Tensor:
         """Return the loss of each image, float32 [B]; that of a mixed image is weighted over both labels."""
+        if self.logit_offsets is not None:
+            logits = logits + self.logit_offsets
         smoothing = self.config.label_smoothing
         losses = F.cross_entropy(logits, batch.labels, label_smoothing=smoothing, reduction="none")
         if batch.other_labels is None or batch.weights is None:
@@ -182,6 +185,18 @@ def balanced_weights(labels: Tensor) -> Tensor:
     counts = labels.bincount()
     present = counts > 0
     return torch.where(present, len(labels) / (present.sum() * counts.clamp(min=1)), 0.0)
+
+
+def log_shares(labels: Tensor) -> Tensor:
+    """Return the logarithm of each class's share of the images, float32 [classes].
+
+    Added to the logits in the loss, it makes the network learn what speaks for a class besides its frequency (Menon et
+    al. 2021, "Long-tail learning via logit adjustment", arXiv:2007.07314).
+
+    Args:
+        labels: int64 [N], of the training split; each class has an image.
+    """
+    return (labels.bincount() / len(labels)).log()
 
 
 def _has_gradients(optimizer: Optimizer) -> bool:

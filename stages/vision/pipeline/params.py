@@ -220,6 +220,7 @@ class Train(Section):
     clip_grad_norm: PositiveRate | None
     label_smoothing: Fraction
     class_weights: Literal["balanced"] | None
+    logit_adjustment: Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)]
     progressive_resizing: FractionPerPart
     hard_example_fraction: FractionPerPart
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None

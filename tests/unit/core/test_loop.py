@@ -192,6 +192,22 @@ def test_balanced_class_weights_are_those_of_scikit_learn() -> None:
     assert result.history[0].train_loss == pytest.approx(expected, rel=1e-4)
 
 
+def test_the_logits_of_frequent_classes_are_raised_in_the_loss() -> None:
+    every = striped_images(90, seed=1)
+    rare = (every.labels != 3) | (torch.arange(90) < 20)  # class 3 has few images
+    train = ImageDataset(every.images[rare], every.labels[rare])
+    model = small_convnet(train)
+    with torch.no_grad():
+        logits = small_convnet(train).train()(train.images)
+    config = almost_fixed(epochs=1, batch_size=len(train.labels), label_smoothing=0.1, logit_adjustment=1.5)
+    result = loop.fit(model, train, NO_IMAGES, config)
+    counts = np.bincount(train.labels.numpy())
+    adjusted = logits + torch.from_numpy(1.5 * np.log(counts / counts.sum()))
+    expected = F.cross_entropy(adjusted, train.labels, label_smoothing=0.1).item()
+    assert result.history[0].train_loss == pytest.approx(expected, rel=1e-4)
+    assert expected != pytest.approx(F.cross_entropy(logits, train.labels, label_smoothing=0.1).item(), rel=1e-2)
+
+
 def test_a_class_without_images_has_no_weight() -> None:
     assert balanced_weights(torch.tensor([0, 0, 0, 2])).tolist() == pytest.approx([2 / 3, 0, 2])
 
