@@ -19,9 +19,11 @@ import unbalanced
 import yaml
 
 from cpp_compiler import needs_compiler
+from official_formats import CLASSES, make_set
 from striped_model import write_striped
 from vision.core.device import has_native_bf16
 from vision.pipeline.paths import ROOT
+from vision.storage import arrays
 from vision.storage.arrays import Split
 
 
@@ -441,6 +443,25 @@ def test_data_audit_prints_what_was_found(tmp_path: Path) -> None:
         "benchmarks/data_audit.py", "duplicates", *options, "--copies", "20", "--models", str(tmp_path / "models")
     )
     assert "mirror: recall 100.0%, precision 100.0%" in process.stdout, process.stderr
+
+
+@pytest.mark.slow
+def test_robustness_prints_a_row_for_every_setting(tmp_path: Path) -> None:
+    data = make_set(n_train=200, n_test=50)
+    train, val = Split(data.train_images, data.train_labels), Split(data.test_images, data.test_labels)
+    stats = arrays.Stats(list(CLASSES), [32, 32, 3], [0.5] * 3, [0.25] * 3, "0" * 64)
+    splits = {"train": train, "val": val, "test": val}
+    names = {name: list(map(str, range(len(split.labels)))) for name, split in splits.items()}
+    arrays.write_processed(tmp_path / "processed", splits, names, stats)
+    small = "train.epochs=1 train.batch_size=50 model.convnet.widths=[8,8]"
+    settings = [small, f"{small} train.augment.noise=0.1 train.augment.blur=1.0"]
+    process = run("benchmarks/robustness.py", *settings, "--data", str(tmp_path / "processed"), "--images", "20")
+    header, _, *found = rows(process).items()
+    assert [name for name, _ in found] == settings
+    for _, cells in found:
+        shares = dict(zip(header[1][1:-1], (float(cell.strip("%")) for cell in cells[1:-1]), strict=True))
+        assert list(shares)[2:] == ["speckle_noise", "gaussian_blur", "spatter", "saturate"]
+        assert shares["corrupted"] == pytest.approx(np.mean(list(shares.values())[2:]), abs=0.02)
 
 
 def test_clock_assigns_time_to_the_innermost_cause() -> None:
