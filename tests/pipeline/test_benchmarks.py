@@ -319,7 +319,7 @@ def test_inference_prints_a_row_per_batch_and_form() -> None:
     assert [ratio for _, form, ratio in found if form == "PyTorch, fp32"] == ["1.00", "1.00"]
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @needs_compiler
 @pytest.mark.skipif(not has_native_bf16(torch.device("cpu")), reason="training uses PyTorch's operators here")
 def test_convolution_prints_a_row_per_layer_and_network() -> None:
@@ -330,7 +330,7 @@ def test_convolution_prints_a_row_per_layer_and_network() -> None:
         assert float(together) / float(alone) == pytest.approx(float(ratio), rel=0.1, abs=0.05)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @needs_compiler
 @pytest.mark.skipif(not has_native_bf16(torch.device("cpu")), reason="training uses PyTorch's operators here")
 def test_fused_prints_a_row_per_layer_and_network() -> None:
@@ -340,7 +340,7 @@ def test_fused_prints_a_row_per_layer_and_network() -> None:
     assert len(found) == 2 * 5 * (2 * 3 + 1) + 6 * 4
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_notebooks_prints_a_row_per_recipe(data: Path) -> None:
     process = run("benchmarks/notebooks.py", "two_conv", "--data", str(data), "--epochs", "1", "--target", "0.05")
     (row,) = [cells for name, cells in rows(process).items() if name.startswith("`two_conv`, 1 epochs")]
@@ -388,7 +388,7 @@ def test_notebooks_reports_a_params_yaml_that_dvc_has_rewritten(data: Path, tmp_
     )
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_augment_prints_a_row_for_every_method() -> None:
     _, _, *found = rows(run("benchmarks/augment.py", "--rounds", "1", "--images", "24", "--batch-size", "8")).items()
     names = ["flip", "shift", "rotation", "color_jitter", "cutout", "mixup", "cutmix", "all"]

@@ -141,7 +141,10 @@ def stages(on_a_small_disk: Project, tmp_path_factory: pytest.TempPathFactory) -
         yield stages
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize(
+    "stage",
+    [stage if stage in ("train", "report") else pytest.param(stage, marks=pytest.mark.soak) for stage in STAGES],
+)
 def test_a_disk_that_becomes_full_at_any_point(on_a_small_disk: Project, stages: Stages, stage: str) -> None:
     project = on_a_small_disk
     whole = contents(project, stage)

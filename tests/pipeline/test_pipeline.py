@@ -324,7 +324,7 @@ def test_a_training_that_diverges_says_so_and_fails_its_run(project: Project) ->
 
 def recipes() -> list[Any]:
     """All recipes. Those that differ from another one only in numbers belong to the soak."""
-    similar = {"conv16_32", "robust", "speedrun96", "three_conv", "tutorial_improved"}
+    similar = {"conv16_32", "robust", "speedrun96", "three_conv", "tutorial_improved", "two_conv"}
     names = sorted(path.name for path in (REPOSITORY / "recipes").iterdir())
     return [pytest.param(name, marks=pytest.mark.soak if name in similar else ()) for name in names]
 

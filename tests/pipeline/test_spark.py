@@ -103,6 +103,7 @@ def check_predictions(folder: Path, table: pd.DataFrame) -> None:
     assert good["error"].isna().all()
 
 
+@pytest.mark.soak
 def test_two_executors_compute_what_the_predictor_computes(folder: Path) -> None:
     done = spark_submit(folder, "local-cluster[2,1,2048]", TOOL, "images", "predictions", "--model", CHAMPION)
     assert done.returncode == 0, done.stderr
