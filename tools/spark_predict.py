@@ -161,9 +161,10 @@ def classify(spark: SparkSession, images: DataFrame, model: Path) -> DataFrame:
 
     model_udf = mlflow.pyfunc.spark_udf(spark, str(model), env_manager="local")
     table = images.select(F.col("path").alias("image"), model_udf("content").alias("row")).select("image", "row.*")
-    # MLflow's UDF turns None into the text "None".
+    # MLflow's UDF turns None into the text "None" or into false.
     decoded = F.col("probability").isNotNull()
-    return table.withColumns({"class": F.when(decoded, F.col("class")), "error": F.when(~decoded, F.col("error"))})
+    known = {name: F.when(decoded, F.col(name)) for name in ("class", "unknown")}
+    return table.withColumns({**known, "error": F.when(~decoded, F.col("error"))})
 
 
 def write_predictions(table: DataFrame, path: str) -> Summary:

@@ -258,7 +258,7 @@ def test_rows_of_another_model_or_list_are_not_mixed(checkout: Checkout, expecte
 
 def test_two_commands_run_at_once_but_not_into_one_file(checkout: Checkout, expected: bytes, tmp_path: Path) -> None:
     outputs = [tmp_path / "a.csv", tmp_path / "b.csv"]
-    wait = "import os, time; fsync = os.fsync; os.fsync = lambda file: (time.sleep(2), fsync(file))"
+    wait = "import os, time; fsync = os.fsync; os.fsync = lambda file: (time.sleep(5), fsync(file))"
     first = checkout.start(checkout.images, "--output", outputs[0], prelude=wait)
     while not (tmp_path / ".a.csv.partial/journal.jsonl").exists():
         assert first.poll() is None

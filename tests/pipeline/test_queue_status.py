@@ -48,6 +48,12 @@ def wait_for_epoch(project: Project, name: str) -> int:
     raise AssertionError("the training has not logged an epoch")
 
 
+def stop_workers(project: Project) -> None:
+    """End the experiment that runs, and wait until its worker has ended."""
+    project.run("dvc", "queue", "stop", "--kill")
+    psutil.wait_procs(list(iter_workers(project)), timeout=60)
+
+
 def kill_all(project: Project) -> None:
     """Kill the workers and what they have started, as when the machine is switched off."""
     for worker in iter_workers(project):
@@ -83,7 +89,7 @@ def test_an_experiment_without_a_worker_is_put_back_and_resumes(project: Project
     while "train: resumes from" not in (log := project.run("dvc", "queue", "logs", name)):
         assert time.monotonic() < deadline, log
         time.sleep(0.5)
-    project.run("dvc", "queue", "kill", "--force", name)
+    stop_workers(project)
 
 
 @pytest.mark.soak

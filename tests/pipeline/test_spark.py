@@ -31,6 +31,8 @@ CLASSES = ["cat", "dog", "frog"]
 PROBABILITIES = [f"p_{name}" for name in CLASSES]
 TOOL = str(ROOT / "tools/spark_predict.py")
 CHAMPION = "models:/pets@champion"
+MIN_CONFIDENCE = 0.36
+"""Among the confidences of the network, which has random weights."""
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +43,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "models").mkdir()
     torch.manual_seed(0)
     options = load_params().model.plain_cnn.model_dump()
-    config = ModelConfig(CLASSES, [32, 32, 3], [0.5] * 3, [0.25] * 3, name="plain_cnn", options=options)
+    images = (CLASSES, [32, 32, 3], [0.5] * 3, [0.25] * 3)
+    config = ModelConfig(*images, name="plain_cnn", options=options, min_confidence=MIN_CONFIDENCE)
     save_model(folder / "models", build_model(config), config)
     network = load_predictor(find_model(str(folder / "models"))).network.cpu()
     tracking = Tracking(enabled=True, experiment="pets", registry=True, tensorboard=False)
@@ -50,7 +53,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
         with mlflow_run.training_run(load_params().model_copy(update={"tracking": tracking}), stats) as run:
-            run.log_model(lambda path: save_mlflow_model(path, network, example, ModelSettings(CLASSES, 0.5)))
+            run.log_model(
+                lambda path: save_mlflow_model(path, network, example, ModelSettings(CLASSES, MIN_CONFIDENCE))
+            )
             run.register_model(0.75)
     # The workers of a local cluster write to a folder in SPARK_HOME, which would be the installed package.
     (folder / "spark").mkdir()
